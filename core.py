@@ -1,0 +1,1831 @@
+"""Gatebook's shared core: graphs, masks, layers, the gradient log, training, statistics, trials and the logbook.
+
+Read it from the ground up: code refers only to sections above it. `grep '^# %%' core.py` lists them.
+
+     0 Map, dimension legend
+     1 Environment
+     2 Seeds
+     3 Graphs
+     4 Logic and text data
+     5 Masks and adjacency stacks
+     6 Layers
+     7 Models
+     8 Losses and metrics
+     9 Gradient log
+    10 Training
+    11 Statistics
+    12 Flags and grids
+    13 Trials
+    14 Plots
+    15 Logbook
+
+Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
+stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
+"""
+
+# %% 0 Map, dimension legend
+#
+# B graphs in a batch          V real nodes in a batch, packed graph after graph: node-wise tensors are [V, D]
+# N nodes of the largest       D channels        H heads       K powers in an adjacency stack
+# T steps of a training run    P parameters      S seeds
+
+import argparse
+import ast
+import contextlib
+import csv
+import ctypes
+import datetime
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# %% 1 Environment
+
+REPOSITORY = Path(__file__).resolve().parent
+
+
+class UsageError(Exception):
+    """A mistake that the user can mend: one line that names the flag or file and the fix. `main` exits 2 on it."""
+
+
+class Runtime:
+    """Where this process computes; set once by `set_up`, read by every trial."""
+
+    device = torch.device("cpu")
+    threads = 1
+    checkpoint: Path | None = None  # where the trial in progress may keep its state (section 13 sets it)
+
+
+def keep_large_blocks() -> bool:
+    """Tell glibc to keep freed blocks; True if it agreed.
+
+    By default it returns every block over 32 MiB (at first: 128 KiB) to the system on free and pages it in again on the next
+    step, which doubles the time of a wide layer. State the answer with every CPU timing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mmap_threshold, trim_threshold = -3, -1
+    return bool(mallopt and mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, 2**31 - 1))
+
+
+def set_up(device: str = "auto", threads: int = 1) -> None:
+    """Choose the device (auto, cpu or cuda) and the threads of one process. Raises UsageError for a GPU that is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    Runtime.device = torch.device("cuda" if use_cuda else "cpu")
+    Runtime.threads = threads
+    torch.set_num_threads(threads)
+    keep_large_blocks()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+    """The processor's own name, or the architecture where the system does not tell."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1].strip()
+    return os.uname().machine
+
+
+def environment_stamp() -> dict[str, str]:
+    """What a number depends on beside code and seed: commit, versions, device, threads, allocator."""
+
+    def git(*words: str) -> str:
+        with contextlib.suppress(FileNotFoundError):  # git itself may be missing
+            done = subprocess.run(["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True)
+            return done.stdout.strip() if done.returncode == 0 else ""
+        return ""
+
+    dirty = " + uncommitted code" if git("status", "--porcelain", "--", "*.py", "requirements.txt") else ""
+    return {
+        "commit": (git("rev-parse", "--short=8", "HEAD") or "none") + dirty,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": torch.cuda.get_device_name() if Runtime.device.type == "cuda" else cpu_name(),
+        "threads": str(Runtime.threads),
+    }
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1e-3)
+
+
+# %% 2 Seeds
+
+STREAMS = ("init", "order", "patterns", "fresh patterns", "train", "val", "test")
+
+
+def stream(seed: int, name: str, *index: int) -> np.random.Generator:
+    """The random stream `name` (one of STREAMS) of a seed: independent of every other stream, seed and index."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(name), *index)))
+
+
+@contextlib.contextmanager
+def initialised_from(seed: int) -> Iterator[None]:
+    """Draw initial weights from the seed's own stream inside the block; torch's global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(seed, "init").integers(2**63)))
+        yield
+
+
+# %% 3 Graphs
+
+PATTERN_SYMBOLS = 3  # node features are symbols 0, 1, 2
+COMMUNITIES = 5
+SIZE_RANGE = (5, 35)  # of a community and of a pattern; the upper bound is exclusive, as in the authors' generator
+EDGE_INSIDE, EDGE_BETWEEN, EDGE_PATTERN = 0.5, 0.35, 0.5
+GRAPHS_PER_PATTERN = {"train": 100, "val": 20, "test": 20}
+KNOWN_PATTERNS = 100
+IGNORED = -100  # label of a padding slot: F.cross_entropy skips it
+
+
+class Pattern(NamedTuple):
+    """The subgraph to be found: adjacency [P, P] bool, feature [P] uint8."""
+
+    adjacency: np.ndarray
+    feature: np.ndarray
+
+
+class Graph(NamedTuple):
+    """One PATTERN graph of n nodes, in about 1 kB.
+
+    edges: bits of the strict upper triangle, row by row, packed eight to a byte; feature [n] uint8; label [n] uint8, 1 on the
+    pattern; pattern: number of the pattern in its set; source [n] int64: which pattern node a node is, -1 outside.
+    """
+
+    edges: np.ndarray
+    feature: np.ndarray
+    label: np.ndarray
+    pattern: int
+    source: np.ndarray
+
+    def adjacency(self) -> np.ndarray:
+        """[n, n] bool, symmetric, empty diagonal."""
+        n = len(self.feature)
+        row, column = upper_triangle(n)
+        dense = np.zeros((n, n), dtype=bool)
+        dense[row, column] = np.unpackbits(self.edges, count=len(row))
+        return dense | dense.T
+
+
+@functools.cache
+def upper_triangle(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every pair i < j of n nodes, row by row."""
+    return np.triu_indices(n, 1)
+
+
+def draw_pattern(rng: np.random.Generator) -> Pattern:
+    """A pattern: size uniform in SIZE_RANGE, Erdős–Rényi(0.5) inside, features uniform.
+
+    Source: the generator of PATTERN (Dwivedi et al., Benchmarking Graph Neural Networks), which draws the size although the
+    paper says 20.
+    """
+    size = int(rng.integers(*SIZE_RANGE))
+    adjacency = np.triu(rng.random((size, size)) < EDGE_PATTERN, 1)
+    return Pattern(adjacency | adjacency.T, rng.integers(PATTERN_SYMBOLS, size=size, dtype=np.uint8))
+
+
+def plant(pattern: Pattern, rng: np.random.Generator, number: int = 0) -> Graph:
+    """Hide a pattern in a fresh stochastic block model, nodes permuted.
+
+    5 communities of uniform size, edges with 0.5 inside and 0.35 between; every pattern node is joined to every other node with
+    0.5; features outside the pattern uniform. Edges are drawn after the nodes are permuted, which is the same distribution and
+    touches each pair once.
+    """
+    hidden = len(pattern.feature)
+    sizes = rng.integers(*SIZE_RANGE, size=COMMUNITIES)
+    block = np.repeat(np.arange(COMMUNITIES + 1), [*sizes, hidden])  # the last block is the pattern
+    n = len(block)
+    order = rng.permutation(n)
+    block = block[order]
+    row, column = upper_triangle(n)
+    block_row, block_column = block[row], block[column]
+    likely = (block_row == block_column) | (block_row == COMMUNITIES) | (block_column == COMMUNITIES)
+    edge = rng.random(len(row), dtype=np.float32) < np.where(likely, np.float32(EDGE_INSIDE), np.float32(EDGE_BETWEEN))
+
+    place = np.flatnonzero(block == COMMUNITIES)
+    source = order[place] - (n - hidden)  # which pattern node stands at each place
+    first, second = upper_triangle(hidden)
+    i, j = place[first], place[second]  # places ascend, so i < j
+    edge[i * n - i * (i + 1) // 2 + j - i - 1] = pattern.adjacency[source[first], source[second]]
+
+    feature = rng.integers(PATTERN_SYMBOLS, size=n, dtype=np.uint8)
+    feature[place] = pattern.feature[source]
+    node_source = np.full(n, -1)
+    node_source[place] = source
+    return Graph(np.packbits(edge), feature, (block == COMMUNITIES).astype(np.uint8), number, node_source)
+
+
+class PatternData(Sequence):
+    """PATTERN as its authors generate it: 100 patterns, 10,000 / 2,000 / 2,000 graphs, in stored order (pattern by pattern).
+
+    Train, val and test share the same 100 patterns. With `fresh`, every graph has a pattern of its own instead. Graph `index`
+    depends on (seed, split, index) alone, so any part can be drawn by itself: `PatternData(0)[:32]` draws 32 graphs, which share
+    pattern 0.
+    """
+
+    def __init__(self, seed: int, split: str = "train", fresh: bool = False):
+        self.seed, self.split, self.fresh = seed, split, fresh
+        self.per_pattern = GRAPHS_PER_PATTERN[split]
+
+    def __len__(self) -> int:
+        return KNOWN_PATTERNS * self.per_pattern
+
+    def pattern(self, index: int) -> Pattern:
+        """The pattern that is hidden in graph `index`."""
+        if self.fresh:
+            return draw_pattern(stream(self.seed, "fresh patterns", STREAMS.index(self.split), index))
+        return known_pattern(self.seed, index // self.per_pattern)
+
+    def __getitem__(self, index: int | slice) -> "Graph | list[Graph]":
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = index if self.fresh else index // self.per_pattern
+        return plant(self.pattern(index), stream(self.seed, self.split, index), number)
+
+    def first(self, count: int, order: str = "stored") -> list[Graph]:
+        """The first `count` graphs in stored order, or of a shuffle that the seed fixes. Raises UsageError if there are fewer."""
+        if count > len(self):
+            raise UsageError(f"--graphs {count}: the {self.split} split has {len(self)} graphs")
+        if order == "stored":
+            return self[:count]
+        return [self[int(i)] for i in stream(self.seed, "order").permutation(len(self))[:count]]
+
+
+@functools.lru_cache(maxsize=4 * KNOWN_PATTERNS)
+def known_pattern(seed: int, number: int) -> Pattern:
+    """Pattern `number` of a seed's 100."""
+    return draw_pattern(stream(seed, "patterns", number))
+
+
+class GraphBatch:
+    """B graphs as one input: real nodes packed [V, ...], mixing matrices padded [B, N, N].
+
+    adjacency [B, N, N] float; nodes [B, N] bool, True on real nodes; slot [V] position of a packed node in the flat [B * N];
+    feature, label [V] int64; degree, size [V] float (edges of the node, nodes of its graph). `cache` keeps what is computed once
+    a batch (section 5).
+
+    With `padding`, every slot travels as a node: V = B * N, the padding has no edge and its label is IGNORED. That is the
+    notebook's layout without a norm mask: norms see padding.
+    """
+
+    def __init__(self, graphs: Sequence[Graph], device: torch.device | str = "cpu", padding: bool = False):
+        sizes = [len(graph.feature) for graph in graphs]
+        b, n = len(graphs), max(sizes)
+        adjacency = np.zeros((b, n, n), dtype=np.float32)
+        feature, label = np.zeros((b, n), dtype=np.int64), np.full((b, n), IGNORED)
+        for i, (graph, size) in enumerate(zip(graphs, sizes, strict=True)):
+            adjacency[i, :size, :size] = graph.adjacency()
+            feature[i, :size], label[i, :size] = graph.feature, graph.label
+        self.shape, self.sizes, self.padding, self.cache = (b, n), sizes, padding, {}
+        self.adjacency = torch.from_numpy(adjacency).to(device)
+        self.nodes = torch.from_numpy(label != IGNORED).to(device)
+        packed = torch.ones_like(self.nodes) if padding else self.nodes
+        self.slot = packed.flatten().nonzero().squeeze(1)
+        self.feature = self.pack(torch.from_numpy(feature).to(device)[..., None]).squeeze(1)
+        self.label = self.pack(torch.from_numpy(label).to(device)[..., None]).squeeze(1)
+        self.degree = self.pack(self.adjacency.sum(-1, keepdim=True)).squeeze(1)
+        self.size = torch.tensor(sizes, dtype=torch.float32, device=device)[self.slot // n]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """[V, D] -> [B, N, D], zeros in the padding."""
+        b, n = self.shape
+        return x.new_zeros(b * n, x.shape[1]).index_copy(0, self.slot, x).view(b, n, -1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [V, D]."""
+        return x.flatten(0, 1).index_select(0, self.slot)
+
+    def mix(self, matrix: Tensor, x: Tensor) -> Tensor:
+        """Each graph's matrix (of [B, N, N]) times its rows of x [V, D]; on a CPU without touching the padding."""
+        if x.device.type == "cpu":
+            return GraphwiseProduct.apply(x, matrix, [self.shape[1]] * len(self.sizes) if self.padding else self.sizes)
+        return self.pack(matrix @ self.pad(x))
+
+
+class GraphwiseProduct(torch.autograd.Function):
+    """out[graph b] = matrix[b] x[graph b] for packed x [V, D], matrix [B, N, N] (a constant) and the graphs' sizes."""
+
+    @staticmethod
+    def product(x: Tensor, matrix: Tensor, sizes: list[int]) -> Tensor:
+        out = torch.empty_like(x)
+        for one, size, rows, result in zip(matrix, sizes, x.split(sizes), out.split(sizes), strict=True):
+            torch.mm(one[:size, :size], rows, out=result)
+        return out
+
+    @staticmethod
+    def forward(ctx, x: Tensor, matrix: Tensor, sizes: list[int]) -> Tensor:
+        ctx.matrix, ctx.sizes = matrix, sizes
+        return GraphwiseProduct.product(x, matrix, sizes)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return GraphwiseProduct.product(grad.contiguous(), ctx.matrix.mT, ctx.sizes), None, None
+
+
+def batches_of(graphs: Sequence[Graph], size: int, padding: bool = False) -> list[GraphBatch]:
+    """Batches of `size` graphs on this process's device, graphs of like size together: padding costs time."""
+    graphs = sorted(graphs, key=lambda graph: len(graph.feature)) if len(graphs) > size else graphs
+    return [GraphBatch(graphs[i : i + size], Runtime.device, padding) for i in range(0, len(graphs), size)]
+
+
+# %% 4 Logic and text data
+#
+# Filled by the experiments on logic-gate networks and on language models.
+
+# %% 5 Masks and adjacency stacks
+
+
+def masked_softmax(logits: Tensor, keep: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over the kept entries, zero elsewhere. A row that keeps nothing is zero, forward and backward, never NaN."""
+    lowest = torch.finfo(logits.dtype).min  # finite: exp underflows to an exact zero, and an empty row stays defined
+    return logits.masked_fill(~keep, lowest).softmax(dim).masked_fill(~keep, 0.0)
+
+
+def masked_sigmoid(logits: Tensor, keep: Tensor) -> Tensor:
+    """Sigmoid of the kept logits, exactly zero elsewhere, with zero gradient there."""
+    return logits.masked_fill(~keep, -math.inf).sigmoid()
+
+
+def transition_powers(adjacency: Tensor, nodes: Tensor, powers: Sequence[int]) -> Tensor:
+    """Powers of P = D^-1 A: [B, N, N], [B, N] bool -> [B, K, N, N]. Power 0 is the identity on real nodes; a node without
+    edges has zero rows in all others. Source: the graph notebook's `adj_stack`."""
+    step = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
+    power = torch.diag_embed(nodes.to(adjacency.dtype))
+    kept = []
+    for exponent in range(max(powers) + 1):
+        if exponent in powers:
+            kept.append(power)
+        power = step @ power
+    return torch.stack(kept, 1)
+
+
+class AdjacencyStack:
+    """The powers of one batch and what follows from them. Get it from `adjacency_stack`, which keeps it with the batch.
+
+    values [B, K, N, N]: the powers; hop [B, K, N, N]: one-hot of the smallest power that is non-zero (zeros if none is);
+    reachable [B, N, N] bool: some power is non-zero; hop_count [V, K]: how many nodes each node has at each hop.
+    """
+
+    def __init__(self, batch: GraphBatch, powers: Sequence[int]):
+        self.batch, self.powers = batch, tuple(powers)
+        self.values = transition_powers(batch.adjacency, batch.nodes, powers)
+        met = self.values != 0
+        self.reachable = met.any(1)
+        self.hop = (met & (met.cumsum(1) == 1)).to(self.values.dtype)
+        self.hop_count = batch.pack(self.hop.sum(-1).transpose(1, 2))
+
+    def sums_by_hop(self, x: Tensor) -> list[Tensor]:
+        """x [V, D] summed over the nodes at each hop: K tensors [V, D]. Hop 0 of a real node is the node itself: no product."""
+        itself = 0 if not self.batch.padding else None  # padding slots are not even their own neighbours
+        return [x if power == itself else self.batch.mix(self.hop[:, k], x) for k, power in enumerate(self.powers)]
+
+
+def adjacency_stack(batch: GraphBatch, powers: Sequence[int]) -> AdjacencyStack:
+    """The batch's stack for these powers (ascending), computed on first use."""
+    if (powers := tuple(powers)) not in batch.cache:
+        batch.cache[powers] = AdjacencyStack(batch, powers)
+    return batch.cache[powers]
+
+
+# %% 6 Layers
+
+
+class OneDNNLinear(torch.autograd.Function):
+    """x [V, D] -> x W^T + b by oneDNN, forward and backward.
+
+    torch's own float32 linear calls MKL, which runs AVX2 code on AMD processors; oneDNN runs AVX-512 wherever the processor has
+    it and took half the time here. `python core.py bench` measures the ratio.
+    """
+
+    @staticmethod
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return OneDNNLinear.product(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weight), product = ctx.saved_tensors, OneDNNLinear.product
+        wide = weight.shape[0] > weight.shape[1]  # the product is faster with the longer side as its columns
+        return (
+            product(grad, weight.t()) if ctx.needs_input_grad[0] else None,
+            (product(x.t(), grad.t()).t() if wide else product(grad.t(), x.t())) if ctx.needs_input_grad[1] else None,
+            grad.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class Linear(nn.Linear):
+    """nn.Linear, through oneDNN for float32 on a CPU: [V, D] -> [V, D']."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if HAS_ONEDNN and x.dim() == 2 and x.dtype == torch.float32 and x.device.type == "cpu":
+            return OneDNNLinear.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+def make_norm(kind: str, dim: int) -> nn.Module:
+    """A norm over packed nodes [V, D]: "layer", "batch" or "none". Packed input holds real nodes only, so no statistic sees
+    padding."""
+    return {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda _: nn.Identity()}[kind](dim)
+
+
+class PositionMixing(nn.Module):
+    """Mixing by position alone: the weight of a pair depends on its vector of adjacency powers, through Linear(K -> H).
+
+    activation "softmax" averages over reachable nodes (the notebook's attention); "sigmoid" gates each pair by itself and sums
+    (its gating). With `distance` the vector is the one-hot of the hop, so a head is K scalars and mixing is a sum of K constant
+    products: no per-pair logit is made. Values are projected per head, then comes an output projection; no queries, no keys.
+    Source: graph notebook, 6/3 and 13/3.
+    """
+
+    def __init__(self, dim: int, heads: int, powers: Sequence[int], distance: bool, activation: str):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide width {dim}")
+        self.heads, self.powers, self.distance = heads, tuple(powers), distance
+        self.average = {"softmax": True, "sigmoid": False}[activation]
+        self.value, self.out = Linear(dim, dim), Linear(dim, dim)
+        self.pair = nn.Linear(len(self.powers), heads)
+
+    def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
+        stack = adjacency_stack(batch, self.powers)
+        value = self.value(x)
+        return self.out(self.mix_hops(value, stack) if self.distance else self.mix_pairs(value, stack, stack.values))
+
+    def mix_hops(self, value: Tensor, stack: AdjacencyStack) -> Tensor:
+        """[V, D] -> [V, D]; the same as mix_pairs(value, stack, stack.hop) in exact arithmetic."""
+        logits = self.pair.weight + self.pair.bias[:, None]  # [H, K]
+        if self.average:  # all c nodes at a hop share a logit: their total weight is a softmax over hops of logit + log c
+            total = masked_softmax(logits + stack.hop_count[:, None].log(), stack.hop_count[:, None] > 0)
+            weight = total / stack.hop_count[:, None].clamp(min=1)  # [V, H, K]
+        else:
+            weight = logits.sigmoid()[None]  # [1, H, K]
+        per_channel = value.shape[1] // self.heads
+        sums = stack.sums_by_hop(value)
+        return sum(weight[..., k].repeat_interleave(per_channel, dim=1) * sums[k] for k in range(len(sums)))
+
+    def mix_pairs(self, value: Tensor, stack: AdjacencyStack, vectors: Tensor) -> Tensor:
+        """[V, D], pair vectors [B, K, N, N] -> [V, D]. The general way: one logit a pair and head."""
+        logits = torch.einsum("bknm,hk->bhnm", vectors, self.pair.weight) + self.pair.bias[:, None, None]
+        weigh = masked_softmax if self.average else masked_sigmoid
+        return mix_heads(weigh(logits, stack.reachable[:, None]), value, stack.batch)
+
+
+def mix_heads(weight: Tensor, value: Tensor, batch: GraphBatch) -> Tensor:
+    """Weights [B, H, N, N] applied to packed values [V, D], head by head."""
+    padded = batch.pad(value).unflatten(2, (weight.shape[1], -1)).transpose(1, 2)  # [B, H, N, D/H]
+    return batch.pack((weight @ padded).transpose(1, 2).flatten(2))
+
+
+class ContentAttention(nn.Module):
+    """Multi-head attention over all nodes of a graph, softmax(q k^T / sqrt(D/H)) v; with `powers`, the position logits of
+    PositionMixing (hop one-hots) are added as a bias. Source: graph notebook, "Content attention"."""
+
+    def __init__(self, dim: int, heads: int, powers: Sequence[int] | None = None):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide width {dim}")
+        self.heads, self.powers = heads, powers
+        self.query, self.key, self.value, self.out = (Linear(dim, dim) for _ in range(4))
+        self.pair = nn.Linear(len(powers), heads) if powers else None
+
+    def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
+        query, key, value = (
+            batch.pad(project(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D/H]
+            for project in (self.query, self.key, self.value)
+        )
+        bias = torch.zeros_like(batch.adjacency)[:, None]
+        if self.pair is not None:
+            hop = adjacency_stack(batch, self.powers).hop
+            bias = torch.einsum("bknm,hk->bhnm", hop, self.pair.weight) + self.pair.bias[:, None, None]
+        # keys in the padding are shut out; a padded query sees real keys, stays finite, and is dropped by pack
+        bias = bias.masked_fill(~batch.nodes[:, None, None, :], -math.inf)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.out(batch.pack(mixed.transpose(1, 2).flatten(2)))
+
+
+class FeedForward(nn.Sequential):
+    """Linear, [BatchNorm], ReLU, Linear: [V, D] -> [V, D]. `norm` "batch" or "none" is the notebook's "batch norm in MLP"."""
+
+    def __init__(self, dim: int, hidden: int, norm: str = "none"):
+        super().__init__(Linear(dim, hidden), make_norm(norm, hidden), nn.ReLU(inplace=True), Linear(hidden, dim))
+
+
+class TransformerLayer(nn.Module):
+    """Mixing, then feed-forward, each with a residual and a norm of its own ("layer", "batch", "none"), by default norm first."""
+
+    def __init__(self, mixing: nn.Module, feedforward: nn.Module, dim: int, norms: tuple[str, str], norm_first: bool = True):
+        super().__init__()
+        self.mixing, self.feedforward, self.norm_first = mixing, feedforward, norm_first
+        self.norm1, self.norm2 = make_norm(norms[0], dim), make_norm(norms[1], dim)
+
+    def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
+        if self.norm_first:
+            x = x + self.mixing(self.norm1(x), batch)
+            return x + self.feedforward(self.norm2(x))
+        x = self.norm1(x + self.mixing(x, batch))
+        return self.norm2(x + self.feedforward(x))
+
+
+class GINLayer(nn.Module):
+    """x + relu(norm(MLP(own x + neighbours))), MLP = Linear, BatchNorm, ReLU, Linear with hidden = width.
+
+    own: "eps" is 1 + eps (GIN, Xu et al. 2019), "sigmoid" is 1 + sigmoid(eps), "gate" is sigmoid(eps). neighbours: the sum of
+    relu(x) over neighbours (`relu` off: of x), times sigmoid(eps2) if `gate_neighbours`. mlp_norm, out_norm: "batch", "layer" or
+    "none". Source: graph notebook, 8.3 and 13/3; its modified GIN is own="sigmoid", gate_neighbours=True.
+    """
+
+    def __init__(
+        self, dim: int, mlp_norm="batch", out_norm="batch", own: str = "eps", gate_neighbours: bool = False, relu: bool = True
+    ):
+        super().__init__()
+        self.mlp, self.norm = FeedForward(dim, dim, mlp_norm), make_norm(out_norm, dim)
+        self.eps = nn.Parameter(torch.zeros(()))
+        self.eps2 = nn.Parameter(torch.zeros(())) if gate_neighbours else None
+        self.own, self.relu = own, relu
+
+    def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
+        own = {"eps": lambda: 1 + self.eps, "sigmoid": lambda: 1 + self.eps.sigmoid(), "gate": self.eps.sigmoid}[self.own]()
+        neighbours = batch.mix(batch.adjacency, x.relu() if self.relu else x)
+        if self.eps2 is not None:
+            neighbours = self.eps2.sigmoid() * neighbours
+        return x + self.norm(self.mlp(own * x + neighbours)).relu()
+
+
+# %% 7 Models
+
+
+class NodeClassifier(nn.Module):
+    """Symbol one-hots (with `degree`: and the share of the graph that a node is joined to) -> Linear -> layers -> Linear to
+    2 logits a node: GraphBatch -> [V, 2]."""
+
+    def __init__(self, layers: Sequence[nn.Module], dim: int, degree: bool = False):
+        super().__init__()
+        self.degree = degree
+        self.embed = Linear(PATTERN_SYMBOLS + degree, dim)
+        self.layers = nn.ModuleList(layers)
+        self.readout = Linear(dim, 2)
+
+    def forward(self, batch: GraphBatch) -> Tensor:
+        x = F.one_hot(batch.feature, PATTERN_SYMBOLS).float()
+        if self.degree:
+            x = torch.cat([x, (batch.degree / (batch.size - 1)).unsqueeze(1)], 1)
+        x = self.embed(x)
+        for layer in self.layers:
+            x = layer(x, batch)
+        return self.readout(x)
+
+
+def _position_layer(c: dict) -> nn.Module:
+    mixing = PositionMixing(c["dim"], c["heads"], c["stack"], c["distance"] == "on", c["activation"])
+    return TransformerLayer(mixing, FeedForward(c["dim"], c["hidden"], c["feedforward_norm"]), c["dim"], (c["norm"], c["norm"]))
+
+
+def _content_layer(c: dict) -> nn.Module:
+    mixing = ContentAttention(c["dim"], c["heads"], c["stack"] if c["distance"] == "on" else None)
+    return TransformerLayer(mixing, FeedForward(c["dim"], c["hidden"], c["feedforward_norm"]), c["dim"], (c["norm"], c["norm"]))
+
+
+LAYERS: dict[str, Callable[[dict], nn.Module]] = {
+    "position": _position_layer,
+    "content": _content_layer,
+    "gin": lambda c: GINLayer(c["dim"]),
+    "modified_gin": lambda c: GINLayer(c["dim"], own="sigmoid", gate_neighbours=True),
+}
+
+
+def build_model(config: dict, seed: int) -> NodeClassifier:
+    """The node classifier that a config names (model, layers, dim, and what its layers read), initialised from the seed."""
+    with initialised_from(seed):
+        layers = [LAYERS[config["model"]](config) for _ in range(config["layers"])]
+        return NodeClassifier(layers, config["dim"], config["degree"] == "on").to(Runtime.device)
+
+
+# %% 8 Losses and metrics
+
+
+def class_weighted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy [V, 2], [V] -> scalar, each class weighted by the share of the other nodes, (V - n_c) / V; labels IGNORED
+    are skipped. Source: the authors of PATTERN; without it a model gains by ignoring the small class."""
+    count = torch.stack([(label == c).sum() for c in range(2)])
+    total = count.sum()
+    return F.cross_entropy(logits, label, weight=(total - count) / total, ignore_index=IGNORED)
+
+
+def confusion(logits: Tensor, label: Tensor) -> Tensor:
+    """[2, 2] counts, [true class, predicted class]. NaN logits predict class 0. IGNORED nodes are not counted."""
+    scored = label != IGNORED
+    return torch.bincount(2 * label[scored] + logits.argmax(1)[scored], minlength=4).view(2, 2)
+
+
+def class_recalls(counts: Tensor) -> Tensor:
+    """[..., 2, 2] counts -> [..., 2] share of each class that was found. A class that does not occur counts 0, as in the
+    benchmark's own metric."""
+    return counts.diagonal(dim1=-2, dim2=-1) / counts.sum(-1).clamp(min=1)
+
+
+def pooled_balanced_accuracy(counts: Tensor) -> Tensor:
+    """Mean of the two recalls over all nodes of all batches: [batches, 2, 2] -> scalar. Reported here unless a text says else."""
+    return class_recalls(counts.sum(0)).mean()
+
+
+def batch_balanced_accuracy(counts: Tensor) -> Tensor:
+    """The benchmark's official metric: mean of the two recalls per batch, then over batches: [batches, 2, 2] -> scalar."""
+    return class_recalls(counts).mean()
+
+
+def ranking_accuracy(logits: Tensor, label: Tensor) -> Tensor:
+    """Area under the ROC curve, [V, 2], [V] -> scalar: the share of (class 1, class 0) pairs of nodes in the right order, ties
+    half. Unlike balanced accuracy it has no threshold. NaN where a class does not occur."""
+    margin = logits[:, 1] - logits[:, 0]
+    low, high = margin[label == 0].sort().values, margin[label == 1]
+    below, upto = torch.searchsorted(low, high), torch.searchsorted(low, high, right=True)
+    return (below + upto).double().mean().float() / (2 * len(low))
+
+
+# %% 9 Gradient log
+
+
+class GradientLog:
+    """Norms of every parameter at every step; reads only, so losses and weights are bit-identical with it or without.
+
+    Call `before_step` between backward and the optimizer's step (it returns the total gradient norm, before any clipping), and
+    `after_step` behind it. `curves()` then holds weight, gradient and update norms [T, P]; parameter p is `names[p]`.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.names, self.parameters = map(list, zip(*model.named_parameters(), strict=True))
+        self.previous = [torch.empty_like(p) for p in self.parameters]
+        self.rows: dict[str, list[Tensor]] = {"weight": [], "gradient": [], "update": []}
+
+    @torch.no_grad()
+    def before_step(self) -> Tensor:
+        """Record weight and gradient norms; returns the total gradient norm, a scalar tensor."""
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        torch._foreach_copy_(self.previous, self.parameters)
+        self.rows["weight"].append(torch.stack(torch._foreach_norm(self.parameters)))
+        self.rows["gradient"].append(torch.stack(torch._foreach_norm(gradients)))
+        return self.rows["gradient"][-1].norm()
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Record how far each parameter moved."""
+        torch._foreach_sub_(self.previous, self.parameters)
+        self.rows["update"].append(torch.stack(torch._foreach_norm(self.previous)))
+
+    def curves(self) -> dict[str, Tensor]:
+        """weight, gradient and update norms, each [T, P] on the CPU."""
+        return {name: torch.stack(rows).cpu() for name, rows in self.rows.items()}
+
+
+def norms_by_layer(names: Sequence[str], norms: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Join the parameters of one module (its weight and bias): [T, P] -> module names in model order, [T, modules]."""
+    module = [name.rpartition(".")[0] for name in names]
+    order = list(dict.fromkeys(module))
+    squares = np.square(np.asarray(norms, dtype=np.float64))
+    return order, np.sqrt(np.stack([squares[:, [m == one for m in module]].sum(1) for one in order], 1))
+
+
+def ratio_to_weight(curves: dict, norm: str = "gradient", by: str = "module") -> tuple[list[str], np.ndarray]:
+    """grad/weight (norm "gradient") or update/weight ("update") from `train`'s curves, for each "parameter" or for each "module"
+    (its weight and bias together): names, [T, names]. NaN where the weight is zero (a bias before its first step)."""
+    names, above, below = curves["names"], np.asarray(curves[norm], np.float64), np.asarray(curves["weight"], np.float64)
+    if by == "module":
+        (_, above), (names, below) = norms_by_layer(names, above), norms_by_layer(names, below)
+    return list(names), np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def ratio_summary(curves: dict) -> dict[str, float]:
+    """What the notebook read off its grad/weight plots, as numbers.
+
+    norm_level_by_parameter, norm_level_by_module: grad/weight of the largest norm over that of the largest other, at a typical
+    (median) step; norm_wobble_by_...: the same for its mean change a step, in decades; in_band: share of steps at which the median
+    module lies within 0.001 to 0.1; ratio_trend: that median in the last quarter of the run over that in the first.
+    """
+    found = {}
+    for by in ("parameter", "module"):
+        names, ratio = ratio_to_weight(curves, by=by)
+        is_norm = np.array(["norm" in name for name in names])
+        level = np.nanmedian(ratio, axis=0)
+        wobble = np.nanmean(np.abs(np.diff(np.log10(np.maximum(ratio, 1e-12)), axis=0)), axis=0)
+        if is_norm.any():
+            found[f"norm_level_by_{by}"] = level[is_norm].max() / level[~is_norm].max()
+            found[f"norm_wobble_by_{by}"] = wobble[is_norm].max() / wobble[~is_norm].max()
+    middle, quarter = np.nanmedian(ratio, axis=1), max(1, len(ratio) // 4)
+    found["in_band"] = np.mean((middle > 1e-3) & (middle < 1e-1))
+    found["ratio_trend"] = np.median(middle[-quarter:]) / np.median(middle[:quarter])
+    return found
+
+
+def running_median(series: np.ndarray, window: int) -> np.ndarray:
+    """Median of each `window` successive values: [T] -> [T - window + 1]; the median of all where there are fewer."""
+    series = np.asarray(series, dtype=np.float64)
+    return np.median(np.lib.stride_tricks.sliding_window_view(series, min(window, len(series))), axis=1)
+
+
+def count_spikes(norm: np.ndarray, window: int = 20, factor: float = 5.0) -> int:
+    """Steps whose gradient norm [T] exceeds `factor` times the median of the `window` steps before them. NaN counts as inf."""
+    norm = np.nan_to_num(np.asarray(norm, dtype=np.float64), nan=math.inf, posinf=math.inf)
+    if len(norm) <= window:
+        return 0
+    return int(np.sum(norm[window:] > factor * running_median(norm[:-1], window)))
+
+
+def growth_onset(norm: np.ndarray, quiet: int = 10, factor: float = 3.0, hold: int = 5) -> float:
+    """First step from which the gradient norm [T] stays above `factor` times the median of its first `quiet` steps for `hold`
+    steps on end; NaN if it never does."""
+    high = ~(np.asarray(norm, dtype=np.float64) <= factor * running_median(norm[:quiet], quiet)[0])  # NaN counts as high
+    held = np.convolve(high, np.ones(hold, dtype=int))[hold - 1 : len(high)] == hold
+    return float(np.argmax(held)) if held.any() else math.nan
+
+
+# %% 10 Training
+
+CHECKPOINT_SECONDS = 60.0
+
+
+def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: float, epochs: int, clip: float) -> dict:
+    """Train with Adam on the class-weighted loss, one step a batch; the loop of every PATTERN experiment.
+
+    Gradients are clipped to total norm `clip` (0: not at all). Returns `loss` and `gradient_norm` (before clipping) [T]; `recall`
+    [epochs + 1, 2] and `auc` [epochs + 1], pooled over `batches` after 0, 1, ... epochs, in evaluation mode; the gradient log's
+    `names` and its `weight`, `gradient`, `update` [T, P]; and `diverged`, the first step with a loss or gradient that is not finite
+    (NaN if none). A long run keeps its state in Runtime.checkpoint and goes on from there, with bit-identical results.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    log = GradientLog(model)
+    curves: dict[str, list[Tensor]] = {"loss": [], "gradient_norm": [], "recall": [], "auc": []}
+    start = restore(model, optimizer, log, curves)
+    # Without batch norm, and with one batch, the logits of a training pass are those of an evaluation of the same weights
+    score_in_passing = len(batches) == 1 and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+    saved = time.monotonic()
+    for epoch in range(start, epochs):
+        if not score_in_passing:
+            score(*evaluate(model, batches), curves)
+        model.train()
+        for b in stream(seed, "order", epoch).permutation(len(batches)):
+            logits, loss, gradient_norm = training_step(model, batches[b], optimizer, log, clip)
+            curves["loss"].append(loss)
+            curves["gradient_norm"].append(gradient_norm)
+            if score_in_passing:
+                score(logits, batches[b].label, curves)
+        if Runtime.checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(model, optimizer, log, curves, epoch + 1)
+            saved = time.monotonic()
+    score(*evaluate(model, batches), curves)
+    result = {name: torch.stack(rows).cpu() for name, rows in curves.items()} | log.curves()
+    finite = (result["loss"].isfinite() & result["gradient_norm"].isfinite()).numpy()
+    return result | {"names": log.names, "diverged": math.nan if finite.all() else float(np.argmin(finite))}
+
+
+def training_step(
+    model: nn.Module, batch: GraphBatch, optimizer: torch.optim.Optimizer, log: GradientLog, clip: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One logged, clipped step. Returns the logits and loss before it and the gradient norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    logits = model(batch)
+    loss = class_weighted_cross_entropy(logits, batch.label)
+    loss.backward()
+    gradient_norm = log.before_step()
+    if clip:
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip, gradient_norm)
+    optimizer.step()
+    log.after_step()
+    return logits.detach(), loss.detach(), gradient_norm
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Sequence[GraphBatch]) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all batches, in evaluation mode."""
+    model.eval()
+    return torch.cat([model(batch) for batch in batches]), torch.cat([batch.label for batch in batches])
+
+
+def score(logits: Tensor, label: Tensor, curves: dict[str, list[Tensor]]) -> None:
+    """Append both class recalls and the AUC to the curves."""
+    curves["recall"].append(class_recalls(confusion(logits, label)))
+    curves["auc"].append(ranking_accuracy(logits, label))
+
+
+def save_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, log: GradientLog, curves: dict, epoch: int) -> None:
+    """Keep the state of a trial in progress in Runtime.checkpoint."""
+    rows = {name: torch.stack(rows) for name, rows in (curves | log.rows).items() if rows}
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows, "epoch": epoch}
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(Runtime.checkpoint, buffer.getvalue())
+
+
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, log: GradientLog, curves: dict) -> int:
+    """Load what `save_checkpoint` kept, if anything; returns the epoch to go on with. Raises UsageError for a damaged file."""
+    path = Runtime.checkpoint
+    if path is None or not path.exists():
+        return 0
+    try:
+        state = torch.load(path, weights_only=True, map_location=Runtime.device)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        for rows in (curves, log.rows):
+            rows.update({name: list(state["rows"][name]) for name in rows if name in state["rows"]})
+        return int(state["epoch"])
+    except Exception as error:  # torch raises many kinds for a cut, foreign or hostile file; all mean the same to the user
+        raise UsageError(f"{path}: not a checkpoint of this trial ({type(error).__name__}); delete it or give --fresh") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file wholly or not at all; a failure (OSError) leaves the old one and no debris."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def bench(threads: int, rounds: int) -> str:
+    """Time the layers against each other: arms interleaved, medians over rounds, as text. 32 stored graphs, width 100, 4 layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    set_up("cpu", threads)
+    (batch,) = batches_of(PatternData(0).first(32), 32)
+    common = {"dim": 100, "layers": 4, "heads": 1, "stack": (0, 1), "distance": "on", "activation": "sigmoid", "norm": "layer"}
+    common |= {"feedforward_norm": "none", "degree": "off"}
+
+    def stepper(**changes) -> Callable[[], object]:
+        model = build_model(common | changes, 0)
+        optimizer, log = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True), GradientLog(model)
+        return lambda: training_step(model, batch, optimizer, log, 5.0)
+
+    def logger() -> Callable[[], object]:
+        model = build_model(common | {"model": "position", "hidden": 600}, 0)
+        log = GradientLog(model)
+        class_weighted_cross_entropy(model(batch), batch.label).backward()
+        return lambda: (log.before_step(), log.after_step())
+
+    def layer(kind: type[nn.Linear]) -> Callable[[], object]:
+        linear, x = kind(100, 600), torch.randn(len(batch.label), 100, requires_grad=True)
+        grad = torch.randn(len(batch.label), 600)
+        return lambda: linear(x).backward(grad)
+
+    square = torch.randn(2048, 2048)
+    wide = stepper(model="position", hidden=600)
+    arms = {
+        "gating, hidden 100": stepper(model="position", hidden=100),
+        "GIN": stepper(model="gin"),
+        "gating, hidden 600": wide,
+        "its gradient log": logger(),
+        "core.Linear": layer(Linear),
+        "nn.Linear": layer(nn.Linear),
+        "square product": lambda: OneDNNLinear.product(square, square) if HAS_ONEDNN else square @ square.T,
+        "500 graphs": lambda: PatternData(1)[:500],
+    }
+    times = {name: [] for name in arms}
+    for round_number in range(rounds + 2):  # the first two pay for pages and kernels
+        for name, arm in arms.items():
+            start = time.perf_counter()
+            arm()
+            if round_number >= 2:
+                times[name].append(time.perf_counter() - start)
+    t = {name: float(np.median(taken)) for name, taken in times.items()}
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_flops}) as counter:
+        wide()
+    achieved, peak = counter.get_total_flops() / t["gating, hidden 600"], 2 * 2048**3 / t["square product"]
+    return "\n".join(
+        [
+            f"{cpu_name()}, {threads} thread(s), medians of {rounds} interleaved rounds, large blocks kept: {keep_large_blocks()}",
+            *(f"{name:20s} {1e3 * seconds:8.2f} ms" for name, seconds in t.items()),
+            f"gating step / GIN step, feed-forward as wide as GIN's MLP: {t['gating, hidden 100'] / t['GIN']:.2f}",
+            f"gating step, hidden 600: {achieved / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of peak",
+            f"gradient log / gating step: {t['its gradient log'] / t['gating, hidden 600']:.1%}",
+            f"nn.Linear / core.Linear, forward and backward: {t['nn.Linear'] / t['core.Linear']:.2f}",
+            f"PATTERN graphs a second: {500 / t['500 graphs']:.0f}",
+        ]
+    )
+
+
+def linear_flops(x: Sequence[int], weight: Sequence[int], *_, **__) -> int:
+    """Operations of OneDNNLinear.product, from shapes, for torch's FLOP counter."""
+    return 2 * x[0] * x[1] * weight[0]
+
+
+# %% 11 Statistics
+
+VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
+CONFIDENCE = 0.95
+ANY_BELOW, ANY_ABOVE = -math.inf, math.inf
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval and the number of seeds behind it."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Student-t interval of the mean; unbounded for fewer than two values, NaN if any value is NaN or infinite."""
+    from scipy import stats
+
+    values, n = np.asarray(values, dtype=np.float64), len(values)
+    mean = float(values.mean()) if n and np.isfinite(values).all() else math.nan
+    if n < 2 or math.isnan(mean):
+        return Interval(mean, -math.inf, math.inf, n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def ratio_interval(values: Sequence[float], base: Sequence[float] | float = 1.0) -> Interval:
+    """Geometric mean of values / base (paired), Student-t on the logarithms; NaN unless all are positive and finite."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        logs = mean_interval(np.log(np.asarray(values, dtype=np.float64)) - np.log(np.asarray(base, dtype=np.float64)))
+        return Interval(*(float(np.exp(x)) for x in logs[:3]), logs.n)
+
+
+def rate_interval(hits: Sequence[float]) -> Interval:
+    """Exact (Clopper-Pearson) interval of the share of ones."""
+    from scipy import stats
+
+    hits = np.asarray(hits)
+    found = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="exact")
+    return Interval(float(hits.mean()), float(found.low), float(found.high), len(hits))
+
+
+def rate_difference_p(hits: Sequence[float], base: Sequence[float]) -> float:
+    """Fisher's exact two-sided p that two rates are the same."""
+    from scipy import stats
+
+    table = [[int(np.sum(x)), len(x) - int(np.sum(x))] for x in (hits, base)]
+    return float(stats.fisher_exact(table).pvalue)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measurable part of a claim: where the notebook's words put a number.
+
+    metric: a scalar of the trial; claimed: the open range (low, high) in which the claim puts its mean; cell: the arm, as far as it
+    differs from the notebook's own settings; versus: a second arm with the same seeds, whose values are taken off seed by seed.
+    scale "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric, exact intervals and an exact test.
+    """
+
+    metric: str
+    claimed: tuple[float, float]
+    cell: dict = field(default_factory=dict)
+    versus: dict | None = None
+    scale: str = "difference"
+
+    def judge(self, values: Sequence[float], base: Sequence[float] | None = None) -> tuple[str, Interval]:
+        """Verdict and interval for the arm's values, one a seed (and, with `versus`, for those of the other arm, same seeds)."""
+        low, high = self.claimed
+        if self.scale == "rate":
+            found = rate_interval(values)
+            if base is not None:  # two rates: the sign of the difference, if an exact test finds one
+                difference, decided = found.estimate - float(np.mean(base)), rate_difference_p(values, base) < 1 - CONFIDENCE
+                found = Interval(difference, *((difference, difference) if decided else (-1.0, 1.0)), len(values))
+        elif self.scale == "ratio":
+            found = ratio_interval(values, 1.0 if base is None else base)
+        else:
+            found = mean_interval(np.asarray(values) - (0.0 if base is None else np.asarray(base)))
+        if math.isnan(found.estimate):
+            return "inconclusive", found
+        if low < found.low and found.high < high:
+            return "reproduced", found
+        return ("refuted" if found.high <= low or found.low >= high else "inconclusive"), found
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the notebook, where it stands there, and the checks that decide it. It is reproduced if every check is,
+    refuted if one is refuted, not tested if the run lacks a cell of one, else inconclusive."""
+
+    text: str
+    source: str
+    checks: Sequence[Check]
+
+
+def combine(verdicts: Sequence[str]) -> str:
+    """The verdict of a claim from those of its checks."""
+    if "not tested" in verdicts:
+        return "not tested"
+    if "refuted" in verdicts:
+        return "refuted"
+    return "reproduced" if all(v == "reproduced" for v in verdicts) else "inconclusive"
+
+
+# %% 12 Flags and grids
+
+
+def at_least(minimum: float, kind: type = int, above: bool = False) -> Callable[[str], float]:
+    """Reader of a finite number >= minimum (> minimum with `above`), int or float."""
+
+    def read(text: str) -> float:
+        value = kind(text)
+        if not math.isfinite(value) or value < minimum or (above and value == minimum):
+            raise ValueError
+        return value
+
+    read.expects = f"a{'n integer' if kind is int else ' number'} {'>' if above else '>='} {minimum}"
+    return read
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """Reader of one word among choices."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError
+        return text
+
+    read.expects = " or ".join(choices)
+    return read
+
+
+def powers_list(text: str) -> tuple[int, ...]:
+    """Reader of an adjacency stack: powers joined by commas, ascending, none twice ("0,1,2")."""
+    powers = tuple(int(word) for word in text.split(","))
+    if list(powers) != sorted(set(powers)) or powers[0] < 0:
+        raise ValueError
+    return powers
+
+
+powers_list.expects = "powers >= 0 joined by commas, ascending, none twice, such as 0,1,2"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A hyperparameter: a reader of one value, the values of the logbook of record (the notebook's own first), and help."""
+
+    name: str
+    read: Callable
+    default: tuple
+    help: str
+
+    @property
+    def key(self) -> str:
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a script is made of.
+
+    trial(config, seed) returns scalars and curves (arrays) and depends on nothing else. cell(config) drops from a cell of the
+    grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run) show the finding.
+    metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run.
+    """
+
+    file: str
+    doc: str
+    flags: Sequence[Flag]
+    trial: Callable[[dict, int], dict]
+    claims: Sequence[Claim]
+    figures: Callable
+    headline: Callable
+    metrics: Sequence[str]
+    smoke: dict
+    cell: Callable[[dict], dict] = dict
+
+    @property
+    def name(self) -> str:
+        return Path(self.file).stem.removeprefix("exp_")
+
+    @property
+    def question(self) -> str:
+        return self.doc.strip().splitlines()[0]
+
+    @property
+    def entry(self) -> str:
+        """Which notebook entry this re-runs, from the docstring's "Entry" line."""
+        return re.search(r"^Entry\s+(.+)$", self.doc, re.MULTILINE)[1]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line, not a page."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f"{message} (see --help)")
+
+
+def reader(read: Callable) -> Callable:
+    """A Flag's reader for argparse: says what was expected."""
+
+    def convert(text: str):
+        try:
+            return read(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {read.expects}") from None
+
+    return convert
+
+
+def make_parser(experiment: Experiment) -> Parser:
+    """The experiment's flags and those that all experiments share."""
+    parser = Parser(
+        prog=Path(experiment.file).name,
+        description=textwrap.dedent(experiment.doc),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    grid = parser.add_argument_group("hyperparameters", "One or more values each; several make a grid, crossed with the seeds.")
+    for flag in experiment.flags:
+        shown = " ".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in flag.default)
+        grid.add_argument(
+            f"--{flag.name}", nargs="+", type=reader(flag.read), metavar="V",
+            help=f"{flag.help}: {getattr(flag.read, 'expects', 'value')} (default {shown})",
+        )  # fmt: skip
+    run = parser.add_argument_group("run")
+    run.add_argument("--seeds", type=reader(at_least(1)), default=5, help="number of seeds, paired over all arms (default 5)")
+    run.add_argument("--first-seed", type=reader(at_least(0)), default=0, help="seeds count from here (default 0)")
+    run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    run.add_argument("--threads", type=reader(at_least(1)), default=1, help="threads of one process (default 1)")
+    run.add_argument("--jobs", type=reader(at_least(1)), help="processes (default: one a core; torchrun decides for itself)")
+    run.add_argument("--smoke", action="store_true", help="a tiny run that touches neither logbook nor plots")
+    run.add_argument("--fresh", action="store_true", help="run every trial again, finished or not")
+    run.add_argument("--reuse", action="store_true", help="accept finished trials that other code made; the entry says so")
+    record = parser.add_argument_group("record")
+    record.add_argument("--note", default="", help="the entry's Reading: what the numbers mean, two to four sentences")
+    record.add_argument("--tag", default="", help="a word for the entry's heading")
+    record.add_argument("--no-log", action="store_true", help="print the entry, append nothing")
+    record.add_argument("--logbook", type=Path, default=REPOSITORY / "logbook.md")
+    record.add_argument("--plots", type=Path, default=REPOSITORY / "plots")
+    record.add_argument("--runs", type=Path, default=REPOSITORY / "runs", help="where finished trials are kept")
+    return parser
+
+
+def expand_grid(experiment: Experiment, options: argparse.Namespace) -> list[dict]:
+    """Every combination of flag values, baseline first, as cells without what they do not use, none twice.
+
+    Raises UsageError for a value given twice, a cell that contradicts itself, and a flag that was given but no cell uses.
+    """
+    values = {}
+    for flag in experiment.flags:
+        given = getattr(options, flag.key)
+        if given is not None and len(set(given)) < len(given):
+            raise UsageError(f"--{flag.name}: a value stands twice; name each once")
+        values[flag.key] = experiment.smoke.get(flag.key, given or flag.default) if options.smoke else given or flag.default
+    cells = [experiment.cell(dict(zip(values, combination, strict=True))) for combination in itertools.product(*values.values())]
+    for flag in experiment.flags:
+        if getattr(options, flag.key) is not None and all(flag.key not in cell for cell in cells):
+            raise UsageError(f"--{flag.name}: no cell of this grid uses it; drop it or change what excludes it")
+    return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
+
+
+def notebook_cell(experiment: Experiment, smoke: bool, **changes) -> dict:
+    """The notebook's own settings (each flag's first default) with some changed, as a cell of the grid."""
+    settings = {flag.key: (experiment.smoke.get(flag.key, flag.default) if smoke else flag.default)[0] for flag in experiment.flags}
+    return experiment.cell(settings | changes)
+
+
+def varying(cells: Sequence[dict]) -> list[str]:
+    """The keys in which cells differ, in grid order."""
+    keys = dict.fromkeys(key for cell in cells for key in cell)
+    return [key for key in keys if len({cell[key] for cell in cells if key in cell}) > 1]
+
+
+def cell_name(cell: dict, keys: Sequence[str]) -> str:
+    """A cell in words: the values that name themselves, the others behind their flag ("sigmoid, layers 4, lr 1e-05")."""
+    shown = {key: ",".join(map(str, v)) if isinstance(v := cell[key], tuple) else f"{v}" for key in keys if key in cell}
+    words = [v if isinstance(cell[k], str) and v not in ("on", "off", "none") else f"{k} {v}" for k, v in shown.items()]
+    return ", ".join(word.replace("_", " ") for word in words) or "as the notebook"
+
+
+# %% 13 Trials
+
+
+class Trial(NamedTuple):
+    """A cell of the grid with one seed, and where its record lies."""
+
+    config: dict
+    seed: int
+    path: Path
+
+
+class Run(NamedTuple):
+    """A finished grid: cells in order, seeds, and result[cell][seed]: scalars as floats, curves as arrays."""
+
+    cells: list[dict]
+    seeds: list[int]
+    results: list[list[dict]]
+    seconds: float  # of computing, summed over trials
+    foreign: int  # trials reused from other code
+
+    def values(self, cell: int, metric: str) -> list[float]:
+        """One metric of one cell, a value a seed."""
+        return [result[metric] for result in self.results[cell]]
+
+
+def only(run: Run, cells: Sequence[int]) -> Run:
+    """The run cut down to some of its cells."""
+    return run._replace(cells=[run.cells[i] for i in cells], results=[run.results[i] for i in cells])
+
+
+def extremes(run: Run, metric: str) -> str:
+    """The arms with the largest and the smallest mean of a metric, in words."""
+    keys = varying(run.cells)
+    mean = {cell_name(cell, keys): float(np.mean(run.values(i, metric))) for i, cell in enumerate(run.cells)}
+    most, least = max(mean, key=mean.get), min(mean, key=mean.get)
+    if len(mean) == 1:
+        return f"{mean[most]:.3f}"
+    return f"most with {most} ({mean[most]:.3f}), least with {least} ({mean[least]:.3f})"
+
+
+def code_fingerprint(*paths: Path | str) -> str:
+    """Eight hex digits of what the code does: its syntax trees, comments and docstrings aside."""
+    digest = hashlib.sha256()
+    for path in paths:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                body[0] = ast.Pass()
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()[:8]
+
+
+def trial_key(config: dict, seed: int) -> str:
+    """Twelve hex digits that name a trial; the device and its threads are part of it, since they decide the last bits."""
+    where = [Runtime.device.type, Runtime.threads]
+    return hashlib.sha256(json.dumps([config, seed, where], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def pack_record(result: dict, meta: dict) -> bytes:
+    """A finished trial as npz: scalars in `meta`, curves as float32 or text arrays. No pickle."""
+    arrays = {k: np.asarray(v) for k, v in result.items() if not isinstance(v, (int, float))}
+    arrays = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()}
+    scalars = {k: float(v) for k, v in result.items() if k not in arrays}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, meta=np.array(json.dumps(meta | {"scalars": scalars})), **arrays)
+    return buffer.getvalue()
+
+
+def read_record(path: Path) -> tuple[dict, dict]:
+    """(result, meta) of a finished trial. Raises UsageError if the file is cut, damaged, or of another trial."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays.pop("meta")))
+        if path.name != f"{meta['key']}-{meta['code']}.npz":
+            raise ValueError
+        return arrays | meta["scalars"], meta
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{path}: damaged, or not a record of this trial; delete it or give --fresh") from error
+
+
+def run_trial(experiment: Experiment, trial: Trial) -> None:
+    """Run one trial and keep its record."""
+    Runtime.checkpoint = trial.path.with_suffix(".checkpoint")
+    started = time.perf_counter()
+    result = experiment.trial(trial.config, trial.seed)
+    key, _, code = trial.path.stem.partition("-")
+    seconds = time.perf_counter() - started
+    meta = {"key": key, "code": code, "config": trial.config, "seed": trial.seed, "seconds": seconds}
+    write_atomically(trial.path, pack_record(result, meta | {"environment": environment_stamp()}))
+    Runtime.checkpoint.unlink(missing_ok=True)
+
+
+def list_trials(experiment: Experiment, cells: list[dict], options: argparse.Namespace) -> list[Trial]:
+    """Every trial of the grid, cell by cell, seed by seed; deletes what `--fresh` discards. UsageError for a damaged record."""
+    folder = options.runs / experiment.name
+    folder.mkdir(parents=True, exist_ok=True)
+    code = code_fingerprint(__file__, experiment.file)
+    trials = []
+    for cell, seed in itertools.product(cells, range(options.first_seed, options.first_seed + options.seeds)):
+        key = trial_key(cell, seed)
+        path = folder / f"{key}-{code}.npz"
+        if options.reuse and not path.exists():
+            path = max(folder.glob(f"{key}-*.npz"), key=lambda p: p.stat().st_mtime, default=path)
+        if options.fresh:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".checkpoint").unlink(missing_ok=True)
+        elif path.exists():
+            read_record(path)
+        trials.append(Trial(cell, seed, path))
+    return trials
+
+
+class LostProcessError(Exception):
+    """Another process of this run died."""
+
+
+class Ranks:
+    """The processes of a run: those that torchrun started, or this one and the helpers that it starts. They take trials from a
+    shared counter, so that uneven trials balance, and send what they finish to rank 0; no shared disk is needed."""
+
+    def __init__(self, helper: Sequence[str] = (), helpers: int = 0):
+        """`helper` is the command line of each of the `helpers` processes to be started beside this one."""
+        self.rank, self.world, self.store, self.helpers = 0, 1, None, []
+        if helpers or under_torchrun():
+            import torch.distributed as dist
+
+            self.dist = dist
+            if helpers:
+                self.world = 1 + helpers
+                self.store = dist.TCPStore("localhost", 0, self.world, is_master=True, wait_for_workers=False)
+                shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(self.store.port), "WORLD_SIZE": str(self.world)}
+                for rank in range(1, self.world):
+                    self.helpers.append(subprocess.Popen(helper, env=os.environ | shared | {"RANK": str(rank)}))
+            else:
+                self.store, self.rank, self.world = next(dist.rendezvous("env://"))
+            patience = datetime.timedelta(days=7)  # rank 0 may still be at its last trial
+            dist.init_process_group("gloo", store=self.store, rank=self.rank, world_size=self.world, timeout=patience)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside the block a broken connection means that another process died: LostProcessError."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise LostProcessError(f"a process of this run died ({str(error).splitlines()[0][:80]})") from error
+
+    def claim(self, count: int) -> Iterator[int]:
+        """Numbers 0 .. count - 1, each given to one rank alone. The list is the full one, so a restart claims the same trials."""
+        if self.store is None:
+            yield from range(count)
+            return
+        while True:
+            with self.together():
+                number = self.store.add("trials claimed", 1) - 1
+            if number >= count:
+                return
+            yield number
+
+    def agree(self, done: list[bool]) -> list[bool]:
+        """Which trials at least one rank holds."""
+        if self.store is None:
+            return done
+        flags = torch.tensor(done, dtype=torch.int32)
+        with self.together():
+            self.dist.all_reduce(flags, op=self.dist.ReduceOp.MAX)
+        return flags.bool().tolist()
+
+    def gather(self, trials: Sequence[Trial]) -> None:
+        """Send every record that rank 0 lacks to rank 0, over gloo, and end the group."""
+        if self.store is None:
+            return
+        held = torch.tensor([trial.path.exists() for trial in trials])
+        holder = torch.where(held, self.rank, self.world).to(torch.int32)
+        with self.together():
+            self.dist.all_reduce(holder, op=self.dist.ReduceOp.MIN)  # the lowest rank that holds a record sends it
+            for trial, source in zip(trials, holder.tolist(), strict=True):
+                if source not in (0, self.world) and self.rank in (0, source):
+                    self.send(trial, source)
+            self.dist.barrier()
+            self.dist.destroy_process_group()
+        for helper in self.helpers:
+            helper.wait()
+
+    def send(self, trial: Trial, source: int) -> None:
+        """The sender's and the receiver's part of moving one record to rank 0."""
+        if self.rank == source:
+            content = torch.frombuffer(bytearray(trial.path.read_bytes()), dtype=torch.uint8)
+            self.dist.send(torch.tensor([len(content)]), 0)
+            self.dist.send(content, 0)
+        else:
+            size = torch.zeros(1, dtype=torch.int64)
+            self.dist.recv(size, source)
+            content = torch.empty(int(size), dtype=torch.uint8)
+            self.dist.recv(content, source)
+            write_atomically(trial.path, content.numpy().tobytes())
+
+
+def under_torchrun() -> bool:
+    """True if this process is one of several that something else started."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def run_trials(experiment: Experiment, trials: Sequence[Trial], ranks: Ranks) -> None:
+    """Run what no rank has finished yet; rank 0 then holds every record."""
+    from tqdm import tqdm
+
+    done = ranks.agree([trial.path.exists() for trial in trials])
+    metric = experiment.metrics[0]
+    with tqdm(total=len(trials), initial=sum(done), unit="trial", disable=None if ranks.rank == 0 else True) as bar:
+        for number in ranks.claim(len(trials)):
+            if not done[number]:
+                run_trial(experiment, trials[number])
+                bar.update()
+                bar.set_postfix({metric: f"{read_record(trials[number].path)[0][metric]:.3f}"})
+    ranks.gather(trials)
+
+
+def collect(trials: Sequence[Trial], code: str) -> Run:
+    """Read the records of a whole grid. Raises UsageError if one is missing."""
+    records = []
+    for trial in trials:
+        if not trial.path.exists():
+            raise UsageError(f"{trial.path}: this record vanished during the run; the same command makes it again")
+        records.append(read_record(trial.path))
+    seeds = list(dict.fromkeys(trial.seed for trial in trials))
+    cells = [trial.config for trial in trials[:: len(seeds)]]
+    results = [[result for result, _ in records[i : i + len(seeds)]] for i in range(0, len(records), len(seeds))]
+    foreign = sum(meta["code"] != code for _, meta in records)
+    return Run(cells, seeds, results, sum(meta["seconds"] for _, meta in records), foreign)
+
+
+# %% 14 Plots
+
+COLOURS = {"sigmoid": "#0072B2", "softmax": "#D55E00", "gin": "#009E73"}  # one arm, one colour, in all figures
+COLOURS |= {"class 0": "#56B4E9", "class 1": "#CC79A7", "AUC": "#000000"}
+SPARE_COLOURS = ("#E69F00", "#999999", "#F0E442")
+
+
+def colour_of(name: str) -> str:
+    """The same colour for the same arm in every figure: that of the first known word in its name."""
+    known = [colour for word, colour in COLOURS.items() if word in name]
+    return known[0] if known else SPARE_COLOURS[sum(name.encode()) % len(SPARE_COLOURS)]
+
+
+class Figure(NamedTuple):
+    """A figure to be saved: its kind (part of the file name), the finding as alt text, and its numbers as named columns."""
+
+    kind: str
+    figure: "object"
+    finding: str
+    columns: dict[str, Sequence]
+
+
+def pyplot():
+    """matplotlib.pyplot in the house style, without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "figure.dpi": 130,
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "figure.constrained_layout.use": True,
+        }
+    )
+    return plt
+
+
+def curves_figure(
+    run: Run,
+    kind: str,
+    finding: str,
+    lines: Callable,
+    panel_keys: Sequence[str],
+    x: str,
+    y: str,
+    log: bool = False,
+    notebook: Callable[[dict], dict] = lambda cell: {},
+) -> Figure:
+    """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
+
+    lines(cell, result) names the curves [T] of one trial; the same name has the same colour everywhere. notebook(cell) names the
+    numbers that the notebook gives for the cell: dashed lines.
+    """
+    plt, columns = pyplot(), {}
+    panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
+    last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(3)
+    across = min(len(panels), len(last))
+    down = math.ceil(len(panels) / across)
+    width = max(4.2 * across, 7.0)
+    figure, grid = plt.subplots(down, across, figsize=(width, 2.6 * down + 1.2), sharex=True, sharey=True, squeeze=False)
+    for axes, panel in itertools.zip_longest(grid.flat, panels):
+        axes.set_visible(panel is not None)
+        axes.set(title=panel, yscale="log" if log else "linear")
+    for axes in grid[-1]:
+        axes.set_xlabel(x)
+    figure.supylabel(y, fontsize=11)
+    for i, cell in enumerate(run.cells):
+        axes = grid.flat[panels.index(cell_name(cell, panel_keys))]
+        drawn = [lines(cell, result) for result in run.results[i]]
+        for name in drawn[0]:
+            curves = np.array([one[name] for one in drawn], dtype=np.float64)  # [S, T]
+            axes.plot(curves.T, color=colour_of(name), linewidth=0.6, alpha=0.5)
+            axes.plot(curves.mean(0), color=colour_of(name), linewidth=1.8, label=name)
+            for seed, curve in zip(run.seeds, curves, strict=True):
+                columns[f"{cell_name(cell, varying(run.cells))} | {name} | seed {seed}"] = curve
+        for name, number in notebook(cell).items():
+            axes.axhline(number, color=colour_of(name), linestyle="--", linewidth=1, label=f"notebook, {name}")
+    legend = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
+    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+    return Figure(kind, figure, finding, columns)
+
+
+def heat_maps(kind: str, finding: str, maps: dict[str, tuple[Sequence[str], np.ndarray]], x: str, label: str) -> Figure:
+    """Side by side, a map for each title: row names and values [rows, T], on one colour scale."""
+    plt = pyplot()
+    tallest, width = max(len(rows) for rows, _ in maps.values()), max(4.2 * len(maps), 7.0)
+    figure, grid = plt.subplots(1, len(maps), figsize=(width, 0.24 * tallest + 1.8), squeeze=False)
+    seen = np.concatenate([values[np.isfinite(values)] for _, values in maps.values()])
+    low, high = np.percentile(seen, (1, 99)) if len(seen) else (0, 1)
+    for axes, (title, (rows, values)) in zip(grid.flat, maps.items(), strict=True):
+        image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
+        axes.set_yticks(range(len(rows)), [row.removeprefix("layers.") for row in rows], fontsize=10)
+        axes.set(title=textwrap.fill(title, 28), xlabel=x)
+        axes.grid(False)
+    figure.colorbar(image, ax=list(grid.flat), label=label)
+    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+    columns = {f"{title} | {row}": line for title, (rows, values) in maps.items() for row, line in zip(rows, values, strict=True)}
+    return Figure(kind, figure, finding, columns)
+
+
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Write STEM.png and, with the figure's numbers, STEM.csv."""
+    image, text = io.BytesIO(), io.StringIO()
+    figure.figure.savefig(image, format="png")
+    pyplot().close(figure.figure)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(figure.columns)
+    for row in itertools.zip_longest(*figure.columns.values(), fillvalue=""):
+        writer.writerow([f"{value:.5g}" if isinstance(value, (float, np.floating)) else value for value in row])
+    write_atomically(stem.with_name(stem.name + ".png"), image.getvalue())
+    write_atomically(stem.with_name(stem.name + ".csv"), text.getvalue().encode())
+
+
+# %% 15 Logbook
+
+LOGBOOK_TITLE = "# Logbook\n"
+INDEX_START, INDEX_END = "<!-- index: rebuilt at every append -->\n", "<!-- entries: append-only -->\n"
+INDEX_HEAD = (
+    "| date | experiment | notebook entry | finding | reproduced | refuted | inconclusive | not tested |\n"
+    "|---|---|---|---|---|---|---|---|\n"
+)
+ENTRY_HEADING = re.compile(
+    r'^<a id="(?P<anchor>[^"]+)"></a>\n## (?P<date>\d{4}-\d\d-\d\d) · (?P<name>\w+) · (?P<title>.+)\n\n'
+    r"Entry: (?P<entry>.+?)\. Question: ",
+    re.MULTILINE,
+)
+
+
+def plain(text: str) -> str:
+    """User text as one line that cannot end a table cell or start a heading."""
+    return " ".join(text.split()).replace("|", "/").replace("<", "(").replace(">", ")")
+
+
+def judge(experiment: Experiment, run: Run, smoke: bool) -> list[tuple[Claim, str, str]]:
+    """Every claim with its verdict and, check by check, the effect behind it."""
+    judged = []
+    for claim in experiment.claims:
+        verdicts, effects = [], []
+        for check in claim.checks:
+            places = [
+                run.cells.index(cell) if (cell := notebook_cell(experiment, smoke, **arm)) in run.cells else None
+                for arm in ([check.cell] if check.versus is None else [check.cell, check.versus])
+            ]
+            if None in places:
+                verdicts.append("not tested")
+                continue
+            verdict, found = check.judge(*(run.values(place, check.metric) for place in places))
+            verdicts.append(verdict)
+            compared = "" if check.versus is None else " ratio" if check.scale == "ratio" else " difference"
+            effects.append(f"{check.metric.replace('_', ' ')}{compared} {found}, claimed {range_name(check.claimed)}: {verdict}")
+        verdict = combine(verdicts)
+        effect = "; ".join(effects) + f"; n = {len(run.seeds)}" if verdict != "not tested" else "not tested by this run"
+        judged.append((claim, verdict, effect))
+    return judged
+
+
+def range_name(claimed: tuple[float, float]) -> str:
+    """An open range in words: "> 0.6", "< 1", "0.1 to 0.2"."""
+    low, high = claimed
+    if low == -math.inf or high == math.inf:
+        return f"> {low:g}" if high == math.inf else f"< {high:g}"
+    return f"{low:g} to {high:g}"
+
+
+def results_table(experiment: Experiment, run: Run) -> str:
+    """One row an arm: each metric as mean ± half its interval; the main one also by seed, for up to 8 seeds."""
+    keys, each = varying(run.cells), len(run.seeds) <= 8
+    heads = ["arm", *(m.replace("_", " ") for m in experiment.metrics), *(["by seed"] if each else [])]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for i, cell in enumerate(run.cells):
+        intervals = [mean_interval(run.values(i, metric)) for metric in experiment.metrics]
+        row = [cell_name(cell, keys), *(f"{m.estimate:.3g} ± {m.high - m.estimate:.2g}" for m in intervals)]
+        if each:
+            row.append(" ".join(f"{value:.3f}" for value in run.values(i, experiment.metrics[0])))
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], images: dict[str, str]) -> str:
+    """The logbook entry in Markdown; `images` maps alt text to path."""
+    stamp = environment_stamp()
+    title = plain(f"{options.tag}: {experiment.headline(run)}" if options.tag else experiment.headline(run))
+    command = shlex.join(["python", Path(experiment.file).name, *shown_arguments(argv)]).replace("`", "'")
+    seeds = f"{run.seeds[0]} to {run.seeds[-1]}" if len(run.seeds) > 1 else f"{run.seeds[0]}"
+    diverged = sum(not math.isnan(result.get("diverged", math.nan)) for row in run.results for result in row)
+    facts = [
+        f"commit {stamp['commit']}",
+        f"seeds {seeds}",
+        f"{run.seconds / 60:.1f} min of computing",
+        f"{stamp['device']}, {stamp['threads']} thread{'s' * (stamp['threads'] != '1')} a process",
+        f"torch {stamp['torch']}",
+        f"{diverged} of {len(run.cells) * len(run.seeds)} trials diverged",
+    ] + ([f"{run.foreign} trials reused from other code"] if run.foreign else [])
+    rows = [
+        f"| {plain(claim.text)} · {plain(claim.source)} | **{verdict}** | {effect} |"
+        for claim, verdict, effect in judge(experiment, run, options.smoke)
+    ]
+    parts = [
+        f"## {datetime.date.today()} · {experiment.name} · {title}",
+        f"Entry: {plain(experiment.entry)}. Question: {experiment.question} `{command}` · " + " · ".join(facts),
+        results_table(experiment, run),
+        "\n".join(f"![{plain(alt)}]({path})" for alt, path in images.items()),
+        "| claim · source | verdict | effect [95% interval], claimed range |\n|---|---|---|\n" + "\n".join(rows),
+        f"Reading. {plain(options.note)}" if options.note else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def shown_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments that decide the numbers: without the note and where things are written."""
+    shown, skip = [], False
+    for word in argv:
+        name = word.partition("=")[0]
+        hidden = name in ("--note", "--logbook", "--plots", "--runs", "--tag")
+        if not skip and not hidden:
+            shown.append(word)
+        skip = hidden and "=" not in word
+    return shown
+
+
+def rebuild_index(entries: str) -> str:
+    """The index table of a logbook's entries, newest last."""
+    rows = []
+    found = list(ENTRY_HEADING.finditer(entries))
+    for match, following in itertools.zip_longest(found, found[1:]):
+        body = entries[match.end() : following.start() if following else None]
+        counts = [len(re.findall(rf"^\|.*\| \*\*{verdict}\*\* \|", body, re.MULTILINE)) for verdict in VERDICTS]
+        cells = [match["date"], match["name"], match["entry"], f"[{match['title']}](#{match['anchor']})", *map(str, counts)]
+        rows.append("| " + " | ".join(cells) + " |\n")
+    return INDEX_HEAD + "".join(rows)
+
+
+def append_entry(logbook: Path, entry: str, anchor: str) -> None:
+    """Append an entry and rebuild the index, under a lock, wholly or not at all. UsageError for a file that is no logbook."""
+    folder = os.open(logbook.parent, os.O_RDONLY)  # the folder is locked, since the file itself is replaced
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        text = read_logbook(logbook)
+        entries = text.partition(INDEX_END)[2]
+        taken = {match["anchor"] for match in ENTRY_HEADING.finditer(entries)}
+        names = itertools.chain([anchor], (f"{anchor}-{i}" for i in itertools.count(2)))
+        anchor = next(name for name in names if name not in taken)
+        entries += f'\n<a id="{anchor}"></a>\n{entry}'
+        introduction = text.partition(INDEX_START)[0]
+        whole = introduction + INDEX_START + rebuild_index(entries) + INDEX_END + entries
+        write_atomically(logbook, whole.encode())
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_logbook(logbook: Path) -> str:
+    """A logbook's text, a new one's if there is none. Raises UsageError if its markers are gone."""
+    if not logbook.exists():
+        return f"{LOGBOOK_TITLE}\n{INDEX_START}{INDEX_HEAD}{INDEX_END}"
+    try:
+        text = logbook.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, IsADirectoryError):
+        text = ""
+    if text.count(INDEX_START) != 1 or text.count(INDEX_END) != 1 or not text.startswith(LOGBOOK_TITLE):
+        raise UsageError(f"--logbook {logbook}: not a logbook, or its index was cut; restore it or name another file")
+    return text
+
+
+def check_writable(flag: str, folder: Path) -> None:
+    """Raise UsageError unless a file can be made in the folder; a missing folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{flag} {folder}: cannot write there ({error.strerror}); choose another place") from None
+
+
+def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], identity: str) -> None:
+    """Draw, judge, print and append."""
+    images = {}
+    for figure in experiment.figures(run):
+        stem = options.plots / f"{experiment.name}-{figure.kind}-{identity}"
+        if options.smoke:
+            figure.figure.savefig(io.BytesIO(), dpi=40)
+            pyplot().close(figure.figure)
+        else:
+            save_figure(figure, stem)
+        images[figure.finding] = os.path.relpath(stem, options.logbook.parent) + ".png"
+    entry = write_entry(experiment, run, options, argv, images)
+    print(entry)
+    print(f"peak memory {peak_memory_mb():.0f} MB")
+    if not (options.smoke or options.no_log):
+        append_entry(options.logbook, entry, f"{experiment.name}-{identity}")
+        print(f"appended to {options.logbook}")
+
+
+def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
+    """Run an experiment from its command line. Returns the exit status: 0 done, 1 a write failed, 2 the command or a file that it
+    needs is wrong, 130 interrupted. Finished trials are kept in every case, and the same command goes on from them."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    speaks = first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        options = make_parser(experiment).parse_args(argv)
+        if options.no_log and (options.note or options.tag):
+            raise UsageError("--no-log with --note or --tag: they stand in the entry that --no-log leaves out; drop one")
+        if options.fresh and options.reuse:
+            raise UsageError("--fresh with --reuse: one runs all again, the other nothing; drop one")
+        cells = expand_grid(experiment, options)
+        if options.smoke:
+            options.seeds = min(options.seeds, 2)
+        set_up(options.device, options.threads)
+        check_writable("--runs", options.runs)
+        if not options.smoke:
+            check_writable("--plots", options.plots)
+            check_writable("--logbook", options.logbook.parent)
+            read_logbook(options.logbook)
+        trials = list_trials(experiment, cells, options)
+        unfinished = sum(not trial.path.exists() for trial in trials)
+        if first:
+            print(f"{experiment.name}: {len(trials)} trials, {len(trials) - unfinished} of them finished before", flush=True)
+        jobs = options.jobs or (1 if options.smoke or Runtime.device.type == "cuda" else available_cores() // options.threads)
+        helpers = 0 if under_torchrun() else max(min(jobs, unfinished) - 1, 0)
+        speaks = True  # from here on a rank may fail where the others do not
+        run_trials(experiment, trials, Ranks([sys.executable, experiment.file, *argv], helpers))
+        if first:
+            run = collect(trials, code_fingerprint(__file__, experiment.file))
+            identity = hashlib.sha256("".join(trial.path.stem for trial in trials).encode()).hexdigest()[:8]
+            conclude(experiment, run, options, argv, identity)
+        return 0
+    except UsageError as error:
+        status, message = 2, str(error)
+    except LostProcessError as error:
+        status, message = 1, f"{error}; finished trials are kept, the same command goes on from them"
+    except OSError as error:
+        status, message = 1, f"cannot write {error.filename or 'a file'}: {error.strerror}; finished trials are kept"
+    except KeyboardInterrupt:
+        status, message, speaks = 130, "interrupted; finished trials are kept, the same command goes on from them", first
+    if speaks:
+        print(f"{Path(experiment.file).name}: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    parser = Parser(prog="core.py", description="bench: time the layers against each other on this machine.", allow_abbrev=False)
+    parser.add_argument("command", choices=["bench"])
+    parser.add_argument("--threads", type=reader(at_least(1)), default=1)
+    parser.add_argument("--rounds", type=reader(at_least(1)), default=15)
+    try:
+        chosen = parser.parse_args()
+    except UsageError as mistake:
+        print(f"core.py: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    print(bench(chosen.threads, chosen.rounds))

@@ -1,0 +1,1057 @@
+"""core.py against independent oracles: torch's own layers, NumPy, SciPy, exact arithmetic; and its faults, one by one."""
+
+import ast
+import errno
+import math
+import multiprocessing
+import pickle
+import re
+import resource
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import sparse, stats
+
+import core
+from core import Check, Claim
+
+SOURCE = Path(core.__file__).read_text()
+CONFIG = {
+    "model": "position", "layers": 2, "dim": 8, "heads": 2, "hidden": 12, "stack": (0, 1), "distance": "on",
+    "activation": "sigmoid", "norm": "layer", "feedforward_norm": "none", "degree": "off",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    core.set_up("cpu", 1)
+    core.Runtime.checkpoint = None
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    return core.PatternData(7).first(3)
+
+
+@pytest.fixture
+def batch(graphs):
+    return core.GraphBatch(graphs)
+
+
+def random_nodes(batch, dim=8, seed=0):
+    return torch.randn(len(batch.label), dim, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+
+
+def gradients(output, *inputs):
+    """Gradients of a fixed random projection of the output."""
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output.dtype)
+    return torch.autograd.grad((output * weight).sum(), inputs, retain_graph=True)
+
+
+def dense(graph):
+    return torch.from_numpy(graph.adjacency()).double()
+
+
+def rows_of(batch, b):
+    """The packed rows of graph b."""
+    start = sum(batch.sizes[:b])
+    return slice(start, start + batch.sizes[b])
+
+
+# the house
+
+
+def test_map_and_banners_agree():
+    described = re.findall(r"^ +(\d+) (\w.*)$", core.__doc__, re.MULTILINE)
+    banners = re.findall(r"^# %% (\d+) (.+)$", SOURCE, re.MULTILINE)
+    assert described == banners
+    assert [int(number) for number, _ in banners] == list(range(len(banners)))
+
+
+def test_core_stays_small():
+    lines = SOURCE.splitlines()
+    assert len(lines) <= 2200
+    banners = [i for i, line in enumerate(lines) if line.startswith("# %%")] + [len(lines)]
+    assert max(np.diff(banners)) <= 300
+    for node in ast.walk(ast.parse(SOURCE)):
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno - node.lineno < 120, node.name
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            assert len(node.args.args) - 1 <= 10, node.lineno
+
+
+def test_core_refers_only_upwards():
+    tree = ast.parse(SOURCE)
+    banners = [i for i, line in enumerate(SOURCE.splitlines(), 1) if line.startswith("# %%")]
+    section = {}
+    for node in tree.body:
+        names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+        names += [t.id for t in getattr(node, "targets", []) if isinstance(t, ast.Name)]
+        section |= {name: sum(banner <= node.lineno for banner in banners) for name in names}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Name) and inner.id in section:
+                    assert section[inner.id] <= section[node.name], f"{node.name} refers down to {inner.id}"
+
+
+def test_every_public_name_has_a_docstring():
+    tree = ast.parse(SOURCE)
+    bare = [
+        node.name
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_") and not ast.get_docstring(node)
+    ]
+    assert bare == []
+
+
+# seeds and graphs
+
+
+def test_streams_are_repeatable_and_independent():
+    assert core.stream(3, "train", 5).random() == core.stream(3, "train", 5).random()
+    draws = {
+        core.stream(*key).random()
+        for key in [(3, "train", 5), (3, "train", 6), (4, "train", 5), (3, "val", 5), (3, "train"), (3, "train", 5, 0)]
+    }
+    assert len(draws) == 6
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = core.build_model(CONFIG, 5).embed.weight
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(core.build_model(CONFIG, 5).embed.weight, one)
+    assert not torch.equal(core.build_model(CONFIG, 6).embed.weight, one)
+
+
+def test_graph_holds_its_pattern():
+    data = core.PatternData(0)
+    for index in (0, 99, 100, 9999):
+        graph, pattern = data[index], data.pattern(index)
+        adjacency, place = graph.adjacency(), np.flatnonzero(graph.label)
+        assert adjacency.dtype == bool and not adjacency.diagonal().any() and (adjacency == adjacency.T).all()
+        assert len(place) == len(pattern.feature) and (np.sort(graph.source[place]) == np.arange(len(place))).all()
+        assert (graph.source[graph.label == 0] == -1).all()
+        source = graph.source[place]
+        assert (adjacency[np.ix_(place, place)] == pattern.adjacency[np.ix_(source, source)]).all()
+        assert (graph.feature[place] == pattern.feature[source]).all()
+    assert data[99].pattern == 0 and data[100].pattern == 1
+
+
+def test_stored_order_shares_patterns_over_splits_and_fresh_does_not():
+    train, test, fresh = core.PatternData(1), core.PatternData(1, "test"), core.PatternData(1, fresh=True)
+    assert (len(train), len(core.PatternData(1, "val")), len(test)) == (10_000, 2_000, 2_000)
+    assert train.pattern(250) is test.pattern(50)  # both pattern 2
+    known = {pattern.feature.tobytes() + pattern.adjacency.tobytes() for pattern in map(train.pattern, range(0, 10_000, 100))}
+    drawn = [fresh.pattern(i).feature.tobytes() + fresh.pattern(i).adjacency.tobytes() for i in range(50)]
+    assert len(set(drawn)) == 50 and not known & set(drawn)
+    assert len({graph.pattern for graph in train.first(32)}) == 1
+    assert len({graph.pattern for graph in train.first(32, "shuffled")}) > 15
+
+
+def test_any_part_of_the_set_can_be_drawn_by_itself():
+    data = core.PatternData(2)
+    again = core.PatternData(2)[205:207][0]
+    assert all(np.array_equal(a, b) for a, b in zip(data[205], again, strict=True))
+    assert not np.array_equal(core.PatternData(3)[205].edges, again.edges)
+
+
+def test_generator_draws_the_authors_process():
+    """Counts against their exact expectation, five standard errors wide."""
+    sample = core.PatternData(11, fresh=True)[:1500]
+    patterns = [int(graph.label.sum()) for graph in sample]
+    blocks = [len(graph.label) - p for graph, p in zip(sample, patterns, strict=True)]
+    assert min(patterns) == 5 and max(patterns) == 34
+    for found, mean, variance in ((patterns, 19.5, (30**2 - 1) / 12), (blocks, 97.5, 5 * (30**2 - 1) / 12)):
+        assert abs(np.mean(found) - mean) < 5 * math.sqrt(variance / len(sample))
+    inside = joined = outside = pairs_inside = pairs_joined = 0
+    expected_outside, features = 0.0, np.zeros(3)
+    for graph in sample:
+        adjacency, label = graph.adjacency(), graph.label.astype(bool)
+        p, q = label.sum(), (~label).sum()
+        inside += adjacency[np.ix_(label, label)].sum() / 2
+        joined += adjacency[np.ix_(label, ~label)].sum()
+        outside += adjacency[np.ix_(~label, ~label)].sum() / 2
+        pairs_inside, pairs_joined = pairs_inside + p * (p - 1) / 2, pairs_joined + p * q
+        features += np.bincount(graph.feature, minlength=3)
+    size, square = 19.5, 19.5**2 + (30**2 - 1) / 12
+    expected_outside = len(sample) * (5 * 0.5 * (square - size) / 2 + 10 * 0.35 * size**2)
+    assert abs(inside / pairs_inside - 0.5) < 5 * 0.5 / math.sqrt(pairs_inside)
+    assert abs(joined / pairs_joined - 0.5) < 5 * 0.5 / math.sqrt(pairs_joined)
+    assert abs(outside / expected_outside - 1) < 0.03  # the spread of sizes dominates: 0.6% standard error
+    assert np.abs(features / features.sum() - 1 / 3).max() < 0.01
+
+
+def test_asking_for_too_many_graphs_names_the_flag():
+    with pytest.raises(core.UsageError, match="--graphs 10001"):
+        core.PatternData(0).first(10_001)
+
+
+def test_batch_packs_and_pads(graphs, batch):
+    x = random_nodes(batch)
+    padded = batch.pad(x)
+    assert torch.equal(batch.pack(padded), x)
+    assert padded[~batch.nodes].eq(0).all() and batch.nodes.sum() == len(x) == sum(batch.sizes)
+    for b, graph in enumerate(graphs):
+        assert torch.equal(batch.label[rows_of(batch, b)], torch.from_numpy(graph.label).long())
+        assert torch.equal(batch.feature[rows_of(batch, b)], torch.from_numpy(graph.feature).long())
+        assert torch.equal(batch.degree[rows_of(batch, b)].double(), dense(graph).sum(1))
+        assert (batch.size[rows_of(batch, b)] == len(graph.label)).all()
+
+
+def test_batches_sort_graphs_by_size_and_lose_none():
+    graphs = core.PatternData(0).first(40, "shuffled")
+    batches = core.batches_of(graphs, 16)
+    assert [len(b.sizes) for b in batches] == [16, 16, 8]
+    assert [size for b in batches for size in b.sizes] == sorted(len(graph.label) for graph in graphs)
+
+
+def test_graphwise_product_is_the_padded_product(batch):
+    x, matrix = random_nodes(batch), torch.randn(3, batch.shape[1], batch.shape[1])
+    out, oracle = batch.mix(matrix, x), batch.pack((matrix * batch.nodes[:, None]) @ batch.pad(x))
+    torch.testing.assert_close(out, oracle)
+    torch.testing.assert_close(gradients(out, x), gradients(oracle, x))
+
+
+# masks and adjacency stacks
+
+
+def test_masked_softmax_rows():
+    logits = torch.randn(4, 6, dtype=torch.double, requires_grad=True)
+    keep = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]).bool()
+    weight = core.masked_softmax(logits, keep)
+    torch.testing.assert_close(weight[0], logits[0].softmax(0))
+    torch.testing.assert_close(weight[1, [0, 2]], logits[1, [0, 2]].softmax(0))
+    assert weight[~keep].eq(0).all() and weight[2].eq(0).all() and weight[3, 3] == 1
+    (grad,) = gradients(weight, logits)
+    assert grad.isfinite().all() and grad[~keep].eq(0).all() and grad[0].ne(0).all()
+    torch.autograd.gradcheck(lambda x: core.masked_softmax(x, keep), logits)
+
+
+def test_masked_sigmoid_is_zero_off_the_mask_even_for_wild_logits():
+    logits = torch.tensor([1.0, -2.0, math.inf, math.nan, 1e30], dtype=torch.double, requires_grad=True)
+    keep = torch.tensor([True, True, False, False, False])
+    gate = core.masked_sigmoid(logits, keep)
+    torch.testing.assert_close(gate[:2], logits[:2].sigmoid())
+    assert gate[2:].eq(0).all()
+    (grad,) = gradients(gate, logits)
+    assert grad[:2].ne(0).all() and grad[2:].eq(0).all()
+
+
+def lonely_graph():
+    """A path 0-1-2, an edge 3-4 and a node 5 without edges."""
+    adjacency = np.zeros((6, 6), dtype=bool)
+    for i, j in ((0, 1), (1, 2), (3, 4)):
+        adjacency[i, j] = adjacency[j, i] = True
+    packed = np.packbits(adjacency[np.triu_indices(6, 1)])
+    return core.Graph(packed, np.array([0, 1, 2, 0, 1, 2], np.uint8), np.array([0, 1, 0, 1, 0, 1], np.uint8), 0, np.full(6, -1))
+
+
+def test_powers_hops_and_reach_against_numpy_and_scipy(graphs):
+    graphs = [*graphs, lonely_graph()]
+    batch, powers = core.GraphBatch(graphs), (0, 1, 2, 3)
+    stack = core.adjacency_stack(batch, powers)
+    for b, graph in enumerate(graphs):
+        n, adjacency = len(graph.label), graph.adjacency().astype(float)
+        step = adjacency / np.maximum(adjacency.sum(1, keepdims=True), 1)
+        distance = sparse.csgraph.shortest_path(sparse.csr_matrix(adjacency), unweighted=True)
+        for k in powers:
+            np.testing.assert_allclose(stack.values[b, k, :n, :n], np.linalg.matrix_power(step, k), rtol=1e-5, atol=1e-7)
+            assert (stack.hop[b, k, :n, :n].numpy() == (distance == k)).all()
+            assert stack.values[b, k, n:].eq(0).all() and stack.values[b, k, :, n:].eq(0).all()
+            assert (stack.hop_count[rows_of(batch, b), k].numpy() == (distance == k).sum(1)).all()
+        assert (stack.reachable[b, :n, :n].numpy() == (distance <= 3)).all()
+        assert not stack.reachable[b, n:].any() and not stack.reachable[b, :, n:].any()
+    assert core.adjacency_stack(batch, [0, 1, 2, 3]) is stack
+    assert core.adjacency_stack(batch, (0, 1)) is not stack
+
+
+# layers
+
+
+def test_linear_is_torchs_linear():
+    for wide in (5, 40):
+        ours = core.Linear(12, wide)
+        theirs = torch.nn.Linear(12, wide).double()
+        theirs.load_state_dict(ours.state_dict())
+        x = torch.randn(300, 12, requires_grad=True)
+        x64 = x.detach().double().requires_grad_()
+        out, oracle = ours(x), theirs(x64)
+        torch.testing.assert_close(out.double(), oracle, rtol=1e-5, atol=1e-5)
+        for a, b in zip(gradients(out, x, *ours.parameters()), gradients(oracle, x64, *theirs.parameters()), strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("powers", [(0, 1), (1,), (0, 2), (0, 1, 2, 3)])
+def test_fast_hop_mixing_is_the_general_mixing(graphs, activation, heads, powers):
+    batch = core.GraphBatch([*graphs, lonely_graph()])
+    torch.manual_seed(0)
+    mixing = core.PositionMixing(8, heads, powers, True, activation)
+    x, stack = random_nodes(batch), core.adjacency_stack(batch, powers)
+    fast, general = mixing.mix_hops(x, stack), mixing.mix_pairs(x, stack, stack.hop)
+    torch.testing.assert_close(fast, general, rtol=1e-4, atol=1e-4)
+    inputs = (x, mixing.pair.weight, mixing.pair.bias)
+    for a, b in zip(gradients(fast, *inputs), gradients(general, *inputs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("distance", [True, False])
+def test_position_mixing_pair_by_pair(graphs, activation, distance):
+    """Against loops in NumPy, node by node."""
+    graphs = [graphs[0], lonely_graph()]
+    batch, powers = core.GraphBatch(graphs), (0, 1, 2)
+    torch.manual_seed(0)
+    mixing = core.PositionMixing(4, 2, powers, distance, activation)
+    x = random_nodes(batch, 4)
+    out = mixing(x, batch).detach().numpy()
+    w, bias = mixing.pair.weight.detach().numpy(), mixing.pair.bias.detach().numpy()
+    value = mixing.value(x).detach().numpy()
+    for b, graph in enumerate(graphs):
+        adjacency, v = graph.adjacency().astype(float), value[rows_of(batch, b)]
+        step = adjacency / np.maximum(adjacency.sum(1, keepdims=True), 1)
+        vectors = np.stack([np.linalg.matrix_power(step, k) for k in powers], -1)  # [n, n, K]
+        mixed = np.zeros_like(v)
+        for i in range(len(v)):
+            reach = [j for j in range(len(v)) if vectors[i, j].any()]
+            for h in range(2):
+                pair = [np.eye(3)[np.flatnonzero(vectors[i, j])[0]] if distance else vectors[i, j] for j in reach]
+                logit = np.array([w[h] @ p + bias[h] for p in pair])
+                weight = 1 / (1 + np.exp(-logit)) if activation == "sigmoid" else np.exp(logit) / np.exp(logit).sum()
+                mixed[i, 2 * h : 2 * h + 2] = weight @ v[reach, 2 * h : 2 * h + 2]
+        expected = mixed @ mixing.out.weight.detach().numpy().T + mixing.out.bias.detach().numpy()
+        np.testing.assert_allclose(out[rows_of(batch, b)], expected, rtol=2e-4, atol=2e-4)
+
+
+def test_a_row_that_reaches_nothing_mixes_to_zero():
+    batch = core.GraphBatch([lonely_graph()])
+    for distance in (True, False):
+        for activation in ("softmax", "sigmoid"):
+            mixing = core.PositionMixing(4, 1, (1,), distance, activation)
+            x = random_nodes(batch, 4)
+            out = mixing(x, batch)
+            assert torch.equal(out[5], mixing.out.bias) and not torch.equal(out[3], mixing.out.bias)
+            assert all(grad.isfinite().all() for grad in gradients(out, x, *mixing.parameters()))
+
+
+def test_open_gates_are_gin_aggregation(graphs, batch):
+    mixing = core.PositionMixing(8, 1, (0, 1), True, "sigmoid")
+    with torch.no_grad():
+        mixing.pair.weight.fill_(0.0)
+        mixing.pair.bias.fill_(100.0)  # sigmoid is 1 in float32
+    x = random_nodes(batch)
+    stack = core.adjacency_stack(batch, (0, 1))
+    torch.testing.assert_close(mixing.mix_hops(x, stack), x + batch.mix(batch.adjacency, x))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_content_attention_is_torchs_multihead_attention(graphs, batch, heads):
+    torch.manual_seed(0)
+    ours, theirs = core.ContentAttention(8, heads), torch.nn.MultiheadAttention(8, heads, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([m.weight for m in (ours.query, ours.key, ours.value)]))
+        theirs.in_proj_bias.copy_(torch.cat([m.bias for m in (ours.query, ours.key, ours.value)]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    x = random_nodes(batch)
+    out = ours(x, batch)
+    for b in range(len(graphs)):
+        part = x[rows_of(batch, b)][None]
+        expected = theirs(part, part, part, need_weights=False)[0][0]
+        torch.testing.assert_close(out[rows_of(batch, b)], expected, rtol=1e-4, atol=1e-5)
+    assert all(grad.isfinite().all() for grad in gradients(out, x, *ours.parameters()))
+
+
+def test_distance_bias_joins_content_attention(graphs):
+    graph = graphs[0]
+    batch = core.GraphBatch([graph])
+    torch.manual_seed(0)
+    attention, x = core.ContentAttention(8, 2, (0, 1)), random_nodes(batch)
+    q, k, v = (m(x).view(-1, 2, 4).transpose(0, 1) for m in (attention.query, attention.key, attention.value))
+    hop = torch.stack([torch.eye(len(x)), dense(graph).float()], -1)
+    logits = q @ k.transpose(1, 2) / 2 + (hop @ attention.pair.weight.T + attention.pair.bias).permute(2, 0, 1)
+    expected = attention.out((logits.softmax(-1) @ v).transpose(0, 1).flatten(1))
+    torch.testing.assert_close(attention(x, batch), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        attention.pair.weight[:, 1] += 1
+    assert not torch.allclose(attention(x, batch), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "own", "gate", "relu"),
+    [
+        ({}, lambda e: 1 + e, lambda e: 1, True),
+        ({"own": "sigmoid", "gate_neighbours": True}, lambda e: 1 + 1 / (1 + math.exp(-e)), lambda e: 1 / (1 + math.exp(-e)), True),
+        ({"own": "gate", "relu": False}, lambda e: 1 / (1 + math.exp(-e)), lambda e: 1, False),
+    ],
+)
+def test_gin_layer_against_its_formula(graphs, options, own, gate, relu):
+    graph = graphs[0]
+    batch = core.GraphBatch([graph])
+    torch.manual_seed(0)
+    layer = core.GINLayer(6, mlp_norm="none", out_norm="none", **options)
+    for name, parameter in layer.named_parameters():
+        if name.startswith("eps"):
+            parameter.data.fill_({"eps": 0.3, "eps2": -0.7}[name])
+    x = random_nodes(batch, 6)
+    neighbours = dense(graph).float() @ (x.relu() if relu else x)
+    inner = own(0.3) * x + gate(-0.7) * neighbours
+    first, last = layer.mlp[0], layer.mlp[3]
+    expected = x + (F.linear(F.linear(inner, first.weight, first.bias).relu(), last.weight, last.bias)).relu()
+    torch.testing.assert_close(layer(x, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gin_norms_switch_on_batch_norm_over_real_nodes(batch):
+    x = random_nodes(batch)
+    for slot in ("mlp_norm", "out_norm"):
+        torch.manual_seed(0)
+        plain = core.GINLayer(8, **{"mlp_norm": "none", "out_norm": "none"})
+        torch.manual_seed(0)
+        normed = core.GINLayer(8, **({"mlp_norm": "none", "out_norm": "none"} | {slot: "batch"}))
+        assert not torch.allclose(plain(x, batch), normed(x, batch), atol=1e-2)
+    norm = core.make_norm("batch", 8)
+    np.testing.assert_allclose(norm(x).detach(), stats.zscore(x.detach().numpy(), axis=0), rtol=1e-3, atol=1e-4)
+
+
+def test_transformer_layer_places_its_norms(batch):
+    torch.manual_seed(0)
+    mixing, feedforward = core.PositionMixing(8, 1, (0, 1), True, "sigmoid"), core.FeedForward(8, 12)
+    x, norm = random_nodes(batch), lambda y: F.layer_norm(y, (8,))
+    first = core.TransformerLayer(mixing, feedforward, 8, ("layer", "layer"))(x, batch)
+    half = x + mixing(norm(x), batch)
+    torch.testing.assert_close(first, half + feedforward(norm(half)))
+    last = core.TransformerLayer(mixing, feedforward, 8, ("layer", "layer"), norm_first=False)(x, batch)
+    half = norm(x + mixing(x, batch))
+    torch.testing.assert_close(last, norm(half + feedforward(half)))
+    slots = core.TransformerLayer(mixing, feedforward, 8, ("batch", "none"))
+    assert isinstance(slots.norm1, torch.nn.BatchNorm1d) and isinstance(slots.norm2, torch.nn.Identity)
+    inside = core.FeedForward(8, 12, "batch")
+    assert inside[1](torch.randn(500, 12) * 3 + 2).detach().std() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("model", ["position", "content", "gin", "modified_gin"])
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("distance", ["on", "off"])
+def test_models_ignore_node_order_and_other_graphs(graphs, model, activation, distance):
+    """Leak test: with no batch statistics, nothing outside a graph moves its outputs, its loss or its gradients."""
+    net = core.build_model(CONFIG | {"model": model, "activation": activation, "distance": distance}, 0).eval()
+    alone = net(core.GraphBatch(graphs[:1]))
+    together = core.GraphBatch(graphs)
+    torch.testing.assert_close(net(together)[rows_of(together, 0)], alone, rtol=1e-3, atol=1e-4)
+    x = random_nodes(together, CONFIG["dim"])
+    (grad,) = torch.autograd.grad(net.layers[0](x, together)[rows_of(together, 1)].sum(), x)
+    for b in (0, 2):
+        assert grad[rows_of(together, b)].eq(0).all()
+    assert grad[rows_of(together, 1)].ne(0).any()
+    order = np.random.default_rng(0).permutation(len(graphs[0].label))
+    adjacency = graphs[0].adjacency()[np.ix_(order, order)]
+    permuted = graphs[0]._replace(
+        edges=np.packbits(adjacency[np.triu_indices(len(order), 1)]), feature=graphs[0].feature[order], label=graphs[0].label[order]
+    )
+    torch.testing.assert_close(net(core.GraphBatch([permuted])), alone[order], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["layer", "none", "batch"])
+def test_padding_reaches_real_nodes_only_through_batch_norm(graphs, norm):
+    config = CONFIG | {"norm": norm, "layers": 3}
+    packed, padded = core.GraphBatch(graphs), core.GraphBatch(graphs, padding=True)
+    real = padded.label != core.IGNORED
+    a, b = (core.build_model(config, 0)(one) for one in (packed, padded))
+    difference = (a - b[real]).abs().max()
+    if norm == "batch":
+        assert difference > 1e-2
+        return
+    assert difference < 1e-4
+    net = core.build_model(config, 0)
+    x = random_nodes(padded, config["dim"])
+    out = net.layers[1](net.layers[0](x, padded), padded)
+    (grad,) = torch.autograd.grad(out[real].sum(), x)
+    assert grad[~real].eq(0).all() and grad[real].ne(0).any()
+    moved = torch.where(real[:, None], x, x + 100)
+    assert torch.equal(net.layers[1](net.layers[0](moved, padded), padded)[real], out[real])
+
+
+def test_degree_is_an_input(batch):
+    net = core.build_model(CONFIG | {"degree": "on", "layers": 1}, 0)
+    before = net(batch)
+    assert net.embed.in_features == core.PATTERN_SYMBOLS + 1
+    with torch.no_grad():
+        net.embed.weight[:, -1] = 0
+    assert not torch.allclose(net(batch), before, atol=1e-3)
+
+
+# losses and metrics
+
+
+def test_class_weighted_loss_by_hand():
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 1.0], [3.0, -1.0], [9.0, -9.0]])
+    label = torch.tensor([0, 1, 1, 1, core.IGNORED])
+    each = [-F.log_softmax(row, 0)[c] for row, c in zip(logits[:4], (0, 1, 1, 1), strict=True)]
+    weight = {0: 3 / 4, 1: 1 / 4}
+    expected = sum(weight[c] * loss for c, loss in zip((0, 1, 1, 1), each, strict=True)) / (3 / 4 + 3 * 1 / 4)
+    torch.testing.assert_close(core.class_weighted_cross_entropy(logits, label), expected)
+
+
+def test_balanced_accuracy_pooled_and_by_batch():
+    first = core.confusion(torch.tensor([[1.0, 0], [0, 1.0], [0, 1.0], [1.0, 0]]), torch.tensor([0, 0, 1, core.IGNORED]))
+    second = core.confusion(torch.tensor([[1.0, 0], [1.0, 0], [1.0, 0]]), torch.tensor([0, 1, 1]))
+    assert first.tolist() == [[1, 1], [0, 1]] and second.tolist() == [[1, 0], [2, 0]]
+    both = torch.stack([first, second])
+    assert core.pooled_balanced_accuracy(both) == pytest.approx((2 / 3 + 1 / 3) / 2)
+    assert core.batch_balanced_accuracy(both) == pytest.approx(((1 / 2 + 1) / 2 + (1 + 0) / 2) / 2)
+    assert core.class_recalls(torch.tensor([[3, 1], [0, 0]])).tolist() == [0.75, 0.0]  # an absent class counts 0
+
+
+def test_ranking_accuracy_is_the_rank_sum():
+    rng = np.random.default_rng(0)
+    label = torch.from_numpy(rng.integers(2, size=200))
+    logits = torch.from_numpy(np.round(rng.normal(size=(200, 2)), 1)).float()  # rounded: many ties
+    margin = (logits[:, 1] - logits[:, 0]).numpy()
+    u = stats.mannwhitneyu(margin[label == 1], margin[label == 0]).statistic
+    found = core.ranking_accuracy(torch.cat([logits, torch.ones(3, 2)]), torch.cat([label, torch.full((3,), core.IGNORED)]))
+    assert found == pytest.approx(u / ((label == 1).sum() * (label == 0).sum()).item(), rel=1e-6)
+    assert core.ranking_accuracy(torch.tensor([[0.0, 1], [0, 5]]), torch.tensor([0, 1])) == 1
+    assert core.ranking_accuracy(torch.tensor([[0.0, 1], [0, 5]]), torch.tensor([1, 1])).isnan()
+
+
+def test_ratio_summary_on_known_curves():
+    names, steps = ["a.weight", "norm1.weight", "norm1.bias"], 8
+    gradient = np.stack([np.full(steps, 0.02), np.full(steps, 0.01), np.geomspace(1, 1e-7, steps)], 1)
+    curves = {"names": names, "gradient": gradient, "weight": np.ones((steps, 3))}
+    found = core.ratio_summary(curves)
+    assert found["norm_level_by_parameter"] == pytest.approx(max(0.01, np.median(gradient[:, 2])) / 0.02)
+    joined = np.hypot(gradient[:, 1], gradient[:, 2]) / math.sqrt(2)
+    assert found["norm_level_by_module"] == pytest.approx(np.median(joined) / 0.02)
+    assert found["norm_wobble_by_parameter"] == math.inf  # a decade a step against none
+    middle = np.median(np.stack([gradient[:, 0], joined], 1), 1)
+    assert found["in_band"] == np.mean((middle > 1e-3) & (middle < 0.1))
+    assert found["ratio_trend"] == pytest.approx(np.median(middle[-2:]) / np.median(middle[:2]))
+
+
+# gradient log
+
+
+def fit(graphs, steps=6, **changes):
+    return core.train(
+        core.build_model(CONFIG | changes, 0), core.batches_of(graphs, 3), seed=0, lr=1e-2, epochs=steps, clip=1.0
+    )  # fmt: skip
+
+
+def by_hand(graphs, steps, log=None, batch_size=3, **changes):
+    """torch's own pieces in a plain loop: weights and losses."""
+    net = core.build_model(CONFIG | changes, 0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, fused=True)
+    batch, losses = core.GraphBatch(graphs), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = core.class_weighted_cross_entropy(net(batch), batch.label)
+        loss.backward()
+        if log is not None:
+            log(net).before_step()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    return net, torch.stack(losses)
+
+
+@pytest.mark.parametrize("model", ["position", "gin"])
+def test_logging_reads_only(graphs, model):
+    """Losses and weights are bit-identical to a loop without any log."""
+    net, losses = by_hand(graphs, 6, model=model)
+    logged = core.build_model(CONFIG | {"model": model}, 0)
+    curves = core.train(logged, core.batches_of(graphs, 3), seed=0, lr=1e-2, epochs=6, clip=1.0)
+    assert torch.equal(curves["loss"], losses)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), logged.parameters(), strict=True))
+
+
+def test_logged_norms_are_the_norms(graphs):
+    net = core.build_model(CONFIG, 0)
+    batch, log = core.GraphBatch(graphs), core.GradientLog(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    core.class_weighted_cross_entropy(net(batch), batch.label).backward()
+    total = log.before_step()
+    weight = [p.detach().norm() for p in net.parameters()]
+    gradient = [p.grad.norm() for p in net.parameters()]
+    optimizer.step()
+    log.after_step()
+    curves = log.curves()
+    torch.testing.assert_close(curves["weight"][0], torch.stack(weight))
+    torch.testing.assert_close(curves["gradient"][0], torch.stack(gradient))
+    torch.testing.assert_close(curves["update"][0], 0.5 * torch.stack(gradient))
+    torch.testing.assert_close(total, torch.cat([p.grad.flatten() for p in net.parameters()]).norm())
+    assert log.names == [name for name, _ in net.named_parameters()]
+
+
+def test_ratios_join_a_modules_parameters():
+    curves = {
+        "names": ["a.weight", "a.bias", "b.weight"],
+        "gradient": [[3.0, 4.0, 1.0], [0.0, 1.0, 2.0]],
+        "weight": [[6.0, 8.0, 2.0], [1.0, 0.0, 0.0]],
+        "update": [[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]],
+    }
+    names, ratio = core.ratio_to_weight(curves)
+    assert names == ["a", "b"]
+    np.testing.assert_allclose(ratio, [[0.5, 0.5], [1.0, np.nan]])
+    names, ratio = core.ratio_to_weight(curves, by="parameter")
+    np.testing.assert_allclose(ratio, [[0.5, 0.5, 0.5], [0.0, np.nan, np.nan]])
+    np.testing.assert_allclose(core.ratio_to_weight(curves, "update")[1][0], [0.1, 0.5])
+
+
+def test_spikes_and_onset_on_known_series():
+    flat = np.ones(100)
+    assert core.count_spikes(flat) == 0 and math.isnan(core.growth_onset(flat))
+    spiked = flat.copy()
+    spiked[[30, 60]] = 6.0
+    spiked[5] = 100.0  # no full window before it
+    assert core.count_spikes(spiked) == 2 and math.isnan(core.growth_onset(spiked))
+    assert core.count_spikes(np.where(np.arange(100) == 50, np.nan, flat)) == 1
+    grown = np.where(np.arange(100) < 70, 1.0, 4.0)
+    assert core.growth_onset(grown) == 70
+    grown[72] = 1.0  # not held until 73
+    assert core.growth_onset(grown) == 73
+    assert core.count_spikes(np.ones(5)) == 0 and math.isnan(core.growth_onset(np.ones(3)))
+    assert core.running_median([1, 9, 2, 3], 3).tolist() == [2, 3]
+
+
+# training
+
+
+def test_training_follows_torchs_plain_adam(graphs):
+    net = core.build_model(CONFIG, 0)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2, foreach=False, fused=False)
+    batch, losses, scores = core.GraphBatch(graphs), [], []
+    for _ in range(5):
+        scores.append(core.class_recalls(core.confusion(net(batch), batch.label)))
+        loss = core.class_weighted_cross_entropy(net(batch), batch.label)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    scores.append(core.class_recalls(core.confusion(net(batch), batch.label)))
+    curves = fit(graphs, 5)
+    np.testing.assert_allclose(curves["loss"], losses, rtol=1e-4)
+    torch.testing.assert_close(curves["recall"], torch.stack(scores))
+    assert math.isnan(curves["diverged"])
+
+
+def test_the_clip_bites(graphs):
+    net = core.build_model(CONFIG, 0)
+    free = core.train(net, core.batches_of(graphs, 3), seed=0, lr=1e-2, epochs=6, clip=0.0)
+    clipped = fit(graphs)
+    assert clipped["gradient_norm"][0] == free["gradient_norm"][0] > 1.0
+    assert not torch.equal(free["loss"], clipped["loss"])
+
+
+def test_same_seed_same_numbers(graphs):
+    for changes in ({}, {"model": "gin"}, {"norm": "batch", "activation": "softmax"}):
+        one, two = fit(graphs, **changes), fit(graphs, **changes)
+        assert all(torch.equal(one[key], two[key]) for key in ("loss", "recall", "gradient", "update"))
+
+
+def test_batch_norm_models_are_scored_in_evaluation_mode(graphs):
+    net = core.build_model(CONFIG | {"norm": "batch"}, 0)
+    batches = core.batches_of(graphs, 3)
+    curves = core.train(net, batches, seed=0, lr=1e-2, epochs=4, clip=1.0)
+    untouched = core.build_model(CONFIG | {"norm": "batch"}, 0)
+    for epoch, model in ((0, untouched), (-1, net)):
+        logits = model.eval()(batches[0])
+        assert torch.equal(curves["recall"][epoch], core.class_recalls(core.confusion(logits, batches[0].label)))
+        assert torch.equal(curves["auc"][epoch], core.ranking_accuracy(logits, batches[0].label))
+
+
+def test_several_batches_pool_their_score(graphs):
+    net, batches = core.build_model(CONFIG, 0), core.batches_of(graphs, 1)
+    curves = core.train(net, batches, seed=0, lr=1e-2, epochs=2, clip=1.0)
+    assert len(curves["loss"]) == 6 and len(curves["recall"]) == 3
+    counts = torch.stack([core.confusion(net(batch), batch.label) for batch in batches])
+    assert curves["recall"][-1].mean() == core.pooled_balanced_accuracy(counts)
+    assert len({float(x) for x in curves["loss"]}) == 6
+
+
+def test_a_diverged_run_is_a_result(graphs):
+    net = core.build_model(CONFIG, 0)
+    with torch.no_grad():
+        net.readout.weight.fill_(1e38)
+    curves = core.train(net, core.batches_of(graphs, 3), seed=0, lr=1e-2, epochs=3, clip=1.0)
+    assert curves["diverged"] == 0.0 and curves["recall"].isfinite().all()
+
+
+@pytest.mark.parametrize("model", ["position", "gin"])
+def test_a_killed_trial_goes_on_bit_for_bit(graphs, model, tmp_path, monkeypatch):
+    whole = fit(graphs, 7, model=model)
+    monkeypatch.setattr(core, "CHECKPOINT_SECONDS", -1.0)
+    core.Runtime.checkpoint = tmp_path / "state"
+    fit(graphs, 4, model=model)  # as if killed behind epoch 4
+    assert core.Runtime.checkpoint.exists()
+    resumed = fit(graphs, 7, model=model)
+    for key in ("loss", "recall", "gradient_norm", "weight", "gradient", "update"):
+        assert torch.equal(whole[key], resumed[key]), key
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path("hostile-was-here").write_text, ("x",))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps(Hostile())])
+def test_a_damaged_checkpoint_is_refused(graphs, content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    core.Runtime.checkpoint = tmp_path / "state"
+    core.Runtime.checkpoint.write_bytes(content)
+    with pytest.raises(core.UsageError, match="not a checkpoint"):
+        fit(graphs)
+    assert not Path("hostile-was-here").exists()
+
+
+# statistics
+
+
+def test_intervals_against_scipy():
+    a, b = np.array([0.9, 0.7, 0.8, 0.95]), np.array([0.5, 0.65, 0.7, 0.6])
+    oracle = stats.ttest_rel(a, b).confidence_interval(0.95)
+    found = core.mean_interval(a - b)
+    assert (found.low, found.high, found.n) == (pytest.approx(oracle.low), pytest.approx(oracle.high), 4)
+    ratio = core.ratio_interval(a, b)
+    oracle = stats.ttest_rel(np.log(a), np.log(b)).confidence_interval(0.95)
+    assert (ratio.low, ratio.high) == (pytest.approx(math.exp(oracle.low)), pytest.approx(math.exp(oracle.high)))
+    assert ratio.estimate == pytest.approx(stats.gmean(a / b))
+    assert core.mean_interval([0.3])[1:3] == (-math.inf, math.inf)
+    assert math.isnan(core.mean_interval([0.3, math.nan]).estimate) and math.isnan(core.ratio_interval([1, 0], [1, 1]).estimate)
+    rate = core.rate_interval([1, 1, 1, 1, 1])
+    assert (rate.estimate, rate.low, rate.high) == (1.0, pytest.approx(0.025 ** (1 / 5)), 1.0)
+    assert core.rate_difference_p([1] * 5, [0] * 5) == pytest.approx(2 / math.comb(10, 5))
+
+
+@pytest.mark.parametrize(
+    ("check", "values", "base", "verdict"),
+    [
+        (Check("m", (0.5, math.inf)), [0.8, 0.81, 0.79], None, "reproduced"),
+        (Check("m", (0.5, math.inf)), [0.2, 0.21, 0.19], None, "refuted"),
+        (Check("m", (0.5, math.inf)), [0.2, 0.9, 0.5], None, "inconclusive"),
+        (Check("m", (0.5, math.inf)), [0.9], None, "inconclusive"),
+        (Check("m", (0.5, math.inf)), [0.9, math.nan], None, "inconclusive"),
+        (Check("m", (0.4, 0.6)), [0.5, 0.51, 0.49], None, "reproduced"),
+        (Check("m", (0.4, 0.6)), [0.7, 0.71, 0.69], None, "refuted"),
+        (Check("m", (0.4, 0.6)), [0.6, 0.61, 0.59], None, "inconclusive"),
+        (Check("m", (0.0, math.inf), versus={}), [0.5, 0.7, 0.9], [0.4, 0.6, 0.8], "reproduced"),  # paired: the spread cancels
+        (Check("m", (-0.01, 0.01), versus={}), [0.5, 0.7], [0.5, 0.7], "reproduced"),
+        (Check("m", (-math.inf, 1.0), versus={}, scale="ratio"), [1.0, 2.0, 3.0], [4.0, 9.0, 11.0], "reproduced"),
+        (Check("m", (-math.inf, 0.5), scale="rate"), [0] * 10, None, "reproduced"),
+        (Check("m", (-math.inf, 0.5), scale="rate"), [0] * 3, None, "inconclusive"),
+        (Check("m", (0.0, math.inf), versus={}, scale="rate"), [1] * 8, [0] * 8, "reproduced"),
+        (Check("m", (-math.inf, 0.0), versus={}, scale="rate"), [1] * 8, [0] * 8, "refuted"),
+        (Check("m", (0.0, math.inf), versus={}, scale="rate"), [1, 0, 0], [0, 0, 0], "inconclusive"),
+    ],
+)
+def test_verdicts_follow_the_rule(check, values, base, verdict):
+    assert check.judge(values, base)[0] == verdict
+
+
+def test_a_claim_is_as_good_as_its_checks():
+    assert core.combine(["reproduced", "reproduced"]) == "reproduced"
+    assert core.combine(["reproduced", "inconclusive"]) == "inconclusive"
+    assert core.combine(["inconclusive", "refuted"]) == "refuted"
+    assert core.combine(["refuted", "not tested"]) == "not tested"
+
+
+# flags, grids, trials, logbook: with a small experiment of its own
+
+SCRIPT = '''
+"""Does it add up?
+
+Entry       no notebook, "sums" (1/1)
+"""
+def trial(config, seed):
+    """Docstrings do not count."""
+    return config["a"] + seed  # nor do comments
+'''
+
+
+def add(config, seed):
+    if config["b"] == "crash":
+        raise KeyboardInterrupt
+    return {"sum": config["a"] + 0.1 * seed, "curve": np.arange(3.0) * config["a"], "names": ["x", "y"], "diverged": math.nan}
+
+
+def draw(run):
+    return [core.curves_figure(run, "curve", "it rises", lambda cell, result: {"sigmoid": result["curve"]}, ["a"], "x", "y")]
+
+
+def without_b(cell):
+    if cell["a"] == 13:
+        raise core.UsageError("--a 13: unlucky; choose another")
+    return {key: value for key, value in cell.items() if key != "b" or cell["a"] < 10}
+
+
+@pytest.fixture
+def toy(tmp_path):
+    script = tmp_path / "exp_toy.py"
+    script.write_text(SCRIPT)
+    claims = [
+        Claim("two is more than one", "1/1", [Check("sum", (0.5, math.inf), {"a": 2}, versus={"a": 1})]),
+        Claim("three is less than one", "1/1", [Check("sum", (-math.inf, 0.0), {"a": 3}, versus={"a": 1})]),
+    ]
+    flags = [
+        core.Flag("a", core.at_least(1), (1, 2, 3), "a summand"),
+        core.Flag("b", core.one_of("x", "y", "crash"), ("x",), "a word"),
+        core.Flag("stack", core.powers_list, ((0, 1),), "powers"),
+        core.Flag("rate", core.at_least(0.0, float, above=True), (0.5,), "a rate"),
+    ]
+    experiment = core.Experiment(
+        str(script), SCRIPT.split('"""')[1], flags, add, claims, draw, lambda run: "it adds | up", ["sum"], {"a": (1,)}, without_b
+    )
+
+    def run(*argv, **changes):
+        places = ["--logbook", str(tmp_path / "logbook.md"), "--plots", str(tmp_path / "plots"), "--runs", str(tmp_path / "runs")]
+        return core.main(replace(experiment, **changes), [*places, "--jobs", "1", "--device", "cpu", *argv])
+
+    return SimpleNamespace(run=run, path=tmp_path, logbook=tmp_path / "logbook.md", experiment=experiment, script=script)
+
+
+def records(toy):
+    return sorted((toy.path / "runs" / "toy").glob("*.npz"))
+
+
+def test_a_run_judges_draws_and_appends(toy, capsys):
+    assert toy.run("--note", "It | all\n## adds up.") == 0
+    text = toy.logbook.read_text()
+    assert text.startswith("# Logbook\n")
+    assert "| two is more than one · 1/1 | **reproduced** | sum difference 1 [1, 1], claimed > 0.5: reproduced; n = 5 |" in text
+    assert "| three is less than one · 1/1 | **refuted** |" in text
+    assert "Reading. It / all ## adds up." in text and text.count("\n## ") == 1
+    assert "| a 2 | 2.2 ± 0.2 | 2.000 2.100 2.200 2.300 2.400 |" in text
+    (row,) = [line for line in text.splitlines() if "](#toy-" in line]
+    assert row.endswith("| 1 | 1 | 0 | 0 |") and 'no notebook, "sums" (1/1)' in row and "it adds / up" in row
+    image = re.search(r"!\[it rises\]\((plots/toy-curve-[0-9a-f]{8})\.png\)", text)[1]
+    assert (toy.path / f"{image}.png").stat().st_size > 1000
+    numbers = (toy.path / f"{image}.csv").read_text().splitlines()
+    assert numbers[0].startswith("a 1 | sigmoid | seed 0,") and len(numbers) == 4
+    assert "toy: 15 trials, 0 of them finished before" in capsys.readouterr().out
+
+
+def test_part_of_the_grid_judges_only_what_it_covers(toy):
+    assert toy.run("--a", "2", "1") == 0 and toy.run("--a", "3", "--seeds", "2") == 0
+    text = toy.logbook.read_text()
+    first, second = text.split("\n## ")[1:]
+    assert "**reproduced**" in first and "**not tested** | not tested by this run" in first
+    assert second.count("**not tested**") == 2 and "seeds 0 to 1" in second
+    assert [line[-17:] for line in text.splitlines() if "](#toy-" in line] == ["| 1 | 0 | 0 | 1 |", "| 0 | 0 | 0 | 2 |"]
+    anchors = re.findall(r'<a id="([^"]+)">', text)
+    assert len(set(anchors)) == 2 and all(f"(#{anchor})" in text for anchor in anchors)
+
+
+def test_the_same_run_twice_gets_two_entries_and_two_anchors(toy):
+    assert toy.run() == toy.run() == 0
+    text = toy.logbook.read_text()
+    assert len(set(re.findall(r'<a id="([^"]+)">', text))) == 2 and text.count("| it") == 0
+    assert text.count("](#toy-") == 2
+
+
+def test_finished_trials_are_not_run_again(toy, capsys):
+    assert toy.run("--a", "1") == 0
+    before = {path: path.stat().st_mtime_ns for path in records(toy)}
+    assert toy.run("--a", "1", "2") == 0
+    assert "10 trials, 5 of them finished before" in capsys.readouterr().out
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items()) and len(records(toy)) == 10
+    assert toy.run("--a", "1", "--fresh") == 0
+    assert all(path.stat().st_mtime_ns != time for path, time in before.items())
+
+
+def test_an_interrupt_keeps_what_is_finished(toy, capsys):
+    assert toy.run("--a", "1", "--b", "x", "crash", "--seeds", "2") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert len(records(toy)) == 2 and not toy.logbook.exists()
+
+
+def test_other_code_is_not_reused_unless_asked(toy, capsys):
+    assert toy.run("--a", "1", "--seeds", "2") == 0
+    toy.script.write_text(SCRIPT.replace("do not count", "still do not count").replace("nor do", "neither do"))
+    assert toy.run("--a", "1", "--seeds", "2") == 0
+    assert "2 of them finished before" in capsys.readouterr().out
+    toy.script.write_text(SCRIPT.replace("+ seed", "- seed"))
+    assert toy.run("--a", "1", "--seeds", "2", "--reuse") == 0
+    assert "2 of them finished before" in capsys.readouterr().out
+    assert "2 trials reused from other code" in toy.logbook.read_text()
+    assert toy.run("--a", "1", "--seeds", "2") == 0
+    assert "0 of them finished before" in capsys.readouterr().out
+
+
+def test_a_record_is_exact_and_without_pickle(toy):
+    assert toy.run("--a", "3", "--seeds", "1") == 0
+    (path,) = records(toy)
+    result, meta = core.read_record(path)
+    assert result["sum"] == 3.0 and result["curve"].tolist() == [0, 3, 6] and result["names"].tolist() == ["x", "y"]
+    assert meta["config"]["a"] == 3 and meta["seed"] == 0 and meta["environment"]["torch"] == torch.__version__
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "garbage", "swapped", "pickle"])
+def test_a_damaged_record_is_refused(toy, damage, capsys):
+    assert toy.run("--a", "1", "--seeds", "2") == 0
+    one, other = records(toy)
+    whole, entries = one.read_bytes(), toy.logbook.read_bytes()
+    hostile = np.array([Hostile()], dtype=object)
+    {
+        "cut": lambda: one.write_bytes(whole[: len(whole) // 2]),
+        "empty": lambda: one.write_bytes(b""),
+        "garbage": lambda: one.write_bytes(b"x" * 1000),
+        "swapped": lambda: one.write_bytes(other.read_bytes()),
+        "pickle": lambda: np.savez(one, meta=hostile),
+    }[damage]()
+    capsys.readouterr()
+    assert toy.run("--a", "1", "--seeds", "2") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and one.name in error and "--fresh" in error
+    assert toy.logbook.read_bytes() == entries and not Path("hostile-was-here").exists()
+    assert toy.run("--a", "1", "--seeds", "2", "--fresh") == 0
+
+
+BAD = [
+    (["--a", "0"], "--a"), (["--a", "x"], "--a"), (["--a", "1.5"], "--a"), (["--a"], "--a"), (["--a", "1", "1"], "--a"),
+    (["--a", "13"], "--a 13"), (["--b", "z"], "--b"), (["--a", "10", "--b", "y"], "--b"), (["--stack", "0,0"], "--stack"),
+    (["--stack", "1,0"], "--stack"), (["--stack", "-1"], "--stack"), (["--stack", "a"], "--stack"), (["--stack", ""], "--stack"),
+    (["--rate", "0"], "--rate"), (["--rate", "nan"], "--rate"), (["--rate", "inf"], "--rate"), (["--rate", "-1"], "--rate"),
+    (["--seeds", "0"], "--seeds"), (["--seeds", "two"], "--seeds"), (["--first-seed", "-1"], "--first-seed"),
+    (["--threads", "0"], "--threads"), (["--jobs", "0"], "--jobs"), (["--device", "tpu"], "--device"), (["--unknown"], "--unknown"),
+    (["--see", "2"], "--see"), (["stray"], "stray"), (["--no-log", "--note", "x"], "--no-log"), (["--fresh", "--reuse"], "--fresh"),
+    (["--runs", "/dev/null/runs"], "--runs"), (["--plots", "/dev/null/plots"], "--plots"), (["--plots", "/proc"], "--plots"),
+    (["--logbook", "/proc/logbook.md"], "--logbook"), (["--logbook", "/dev/null/x/logbook.md"], "--logbook"),
+    (["--logbook", "/"], "--logbook"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argv", "named"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input_is_one_line_and_exit_2(toy, argv, named, capsys):
+    assert toy.run(*argv) == 2
+    out, error = capsys.readouterr()
+    assert error.count("\n") == 1 and named in error and not out
+    assert not toy.logbook.exists() and not records(toy)
+
+
+def test_a_missing_gpu_is_one_line(toy, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert toy.run("--device", "cuda") == 2
+    assert "--device cuda: torch sees no GPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "# Logbook\n", "# My diary\n" + core.INDEX_START + core.INDEX_END, core.INDEX_START * 2])
+def test_a_foreign_logbook_is_left_alone(toy, content, capsys):
+    toy.logbook.write_text(content)
+    assert toy.run() == 2
+    assert "--logbook" in capsys.readouterr().err and toy.logbook.read_text() == content and not records(toy)
+
+
+def test_smoke_touches_neither_logbook_nor_plots(toy, capsys):
+    assert toy.run("--smoke") == 0
+    assert not toy.logbook.exists() and not (toy.path / "plots").exists()
+    assert "--smoke" in capsys.readouterr().out
+
+
+def test_no_log_prints_the_entry(toy, capsys):
+    assert toy.run("--no-log") == 0
+    assert "two is more than one" in capsys.readouterr().out and not toy.logbook.exists()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(toy, call, monkeypatch, capsys):
+    assert toy.run("--a", "1", "--seeds", "2") == 0
+    kept, text = records(toy), toy.logbook.read_bytes()
+    capsys.readouterr()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(core.os, call, full)
+    assert toy.run("--a", "1", "2", "--seeds", "2") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "No space left on device" in error
+    assert records(toy) == kept and toy.logbook.read_bytes() == text
+    assert not list(toy.path.rglob("*.tmp"))
+    monkeypatch.undo()
+    assert toy.run("--a", "1", "2", "--seeds", "2") == 0
+
+
+def append_under_limit(logbook, limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        core.append_entry(logbook, entry("large " * 10_000), "x-1")
+    except OSError:
+        raise SystemExit(7) from None
+
+
+def entry(title="t"):
+    return f"## 2026-01-01 · toy · {title}\n\nEntry: none. Question: none?\n\n| c · s | **reproduced** | 1 |\n"
+
+
+def test_a_write_that_the_system_cuts_leaves_the_logbook_whole(tmp_path):
+    logbook = tmp_path / "logbook.md"
+    core.append_entry(logbook, entry(), "toy-1")
+    before = logbook.read_bytes()
+    child = multiprocessing.get_context("fork").Process(target=append_under_limit, args=(logbook, len(before) + 100))
+    child.start()
+    child.join()
+    assert child.exitcode == 7 and logbook.read_bytes() == before and [path.name for path in tmp_path.iterdir()] == ["logbook.md"]
+
+
+def append_many(logbook, writer, count):
+    for i in range(count):
+        core.append_entry(logbook, entry(f"writer {writer} entry {i}"), f"toy-{i}")
+
+
+def test_sixteen_processes_append_at_once_and_lose_nothing(tmp_path):
+    logbook = tmp_path / "logbook.md"
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=append_many, args=(logbook, writer, 5)) for writer in range(16)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    text = logbook.read_text()
+    found = re.findall(r"^## .*writer (\d+) entry (\d+)$", text, re.MULTILINE)
+    assert sorted(found) == sorted((str(w), str(i)) for w in range(16) for i in range(5))
+    for w in range(16):  # each writer's entries stand in its own order
+        assert [i for writer, i in found if writer == str(w)] == list("01234")
+    anchors = re.findall(r'^<a id="([^"]+)">', text, re.MULTILINE)
+    assert len(set(anchors)) == 80 and len(re.findall(r"\]\(#toy-", text)) == 80
+    assert core.read_logbook(logbook) == text
+
+
+def test_old_entries_are_never_edited(tmp_path):
+    logbook = tmp_path / "logbook.md"
+    core.append_entry(logbook, entry("first"), "toy-1")
+    by_hand = logbook.read_text().replace("# Logbook\n", "# Logbook\n\nWhat stands here is kept.\n")
+    logbook.write_text(by_hand)
+    tail = by_hand.partition(core.INDEX_END)[2]
+    core.append_entry(logbook, entry("second"), "toy-2")
+    text = logbook.read_text()
+    assert text.startswith("# Logbook\n\nWhat stands here is kept.\n")
+    assert text.partition(core.INDEX_END)[2].startswith(tail) and text.count("](#toy-") == 2
+
+
+def test_help_tells_what_would_refute(toy, capsys):
+    with pytest.raises(SystemExit):
+        toy.run("--help")
+    out = capsys.readouterr().out
+    assert "Does it add up?" in out and "default 1 2 3" in out and "--note" in out
+
+
+def test_cells_are_named_by_what_varies():
+    cells = [{"m": "p", "x": 1e-4, "s": (0, 1)}, {"m": "p", "x": 1e-5, "s": (0, 1)}, {"m": "gin", "x": 1e-4}]
+    assert core.varying(cells) == ["m", "x"]
+    assert [core.cell_name(cell, core.varying(cells)) for cell in cells] == ["p, x 0.0001", "p, x 1e-05", "gin, x 0.0001"]
+
+
+def test_bench_reports_ratios():
+    text = core.bench(threads=1, rounds=1)
+    assert re.search(r"gating step / GIN step, .*: \d+\.\d\d", text) and "1 thread(s)" in text

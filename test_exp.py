@@ -1,0 +1,195 @@
+"""Every exp_*.py, found by glob: smoke run, bad input, resume, the effect of each flag; and real processes: kill, torchrun."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import core
+
+HERE = Path(core.__file__).parent
+SCRIPTS = sorted(path.stem for path in HERE.glob("exp_*.py"))
+# For every script, each flag with a value that must change a trial's result, and what else the cell needs for that to show.
+EFFECTS = {
+    "exp_gating_stability": {
+        "model": ("gin", {}), "activation": ("softmax", {}), "layers": (3, {}), "lr": (1e-3, {}), "stack": ((0, 1, 2), {}),
+        "distance": ("off", {}), "norm": ("none", {}), "norm_mask": ("off", {"norm": "batch"}), "feedforward_norm": ("batch", {}),
+        "degree": ("on", {}), "dim": (4, {}), "heads": (2, {}), "hidden": (4, {}), "graphs": (3, {}), "batch": (1, {}),
+        "order": ("shuffled", {}), "epochs": (4, {}), "clip": (1e-3, {}),
+    }
+}  # fmt: skip
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request):
+    core.set_up("cpu", 1)
+    core.Runtime.checkpoint = None
+    return importlib.import_module(request.param)
+
+
+def places(folder):
+    return ["--logbook", str(folder / "logbook.md"), "--plots", str(folder / "plots"), "--runs", str(folder / "runs")]
+
+
+def records(folder):
+    return {path.name: path for path in folder.rglob("*.npz")}
+
+
+def assert_same_numbers(one, two):
+    """The same trials, and every scalar and curve the same to the bit."""
+    assert records(one).keys() == records(two).keys() and records(one)
+    for name, path in records(one).items():
+        first, second = core.read_record(path)[0], core.read_record(records(two)[name])[0]
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            np.testing.assert_array_equal(value, second[key], err_msg=f"{name} {key}")
+
+
+def smoke_cell(script, **changes):
+    return core.notebook_cell(script.EXPERIMENT, True, **changes)
+
+
+def test_there_are_scripts():
+    assert SCRIPTS
+
+
+def test_smoke_run_resumes_and_repeats(script, tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        assert script.main(["--smoke", *places(folder)]) == 0
+        out = capsys.readouterr().out
+        assert "0 of them finished before" in out and all(core.plain(claim.text) in out for claim in script.CLAIMS)
+        assert not (folder / "logbook.md").exists() and not (folder / "plots").exists()
+    assert_same_numbers(one, two)
+    before = {name: path.stat().st_mtime_ns for name, path in records(one).items()}
+    assert script.main(["--smoke", *places(one)]) == 0
+    assert f"{len(before)} trials, {len(before)} of them" in capsys.readouterr().out
+    assert before == {name: path.stat().st_mtime_ns for name, path in records(one).items()}
+
+
+def test_docstring_and_claims_are_complete(script):
+    for heading in ("Entry", "Hypothesis", "Rule", "Cost"):
+        assert f"\n{heading} " in script.__doc__
+    assert script.__doc__.splitlines()[0].endswith("?")
+    keys = {flag.key for flag in script.EXPERIMENT.flags}
+    for claim in script.CLAIMS:
+        for check in claim.checks:
+            assert {*check.cell, *(check.versus or {})} <= keys and check.claimed[0] < check.claimed[1]
+
+
+def test_every_claim_can_be_reached(script):
+    """Each claim's cells are cells of some grid, and their trials hold its metrics."""
+    scalars = {}
+    for claim in script.CLAIMS:
+        for check in claim.checks:
+            for arm in (check.cell, check.versus or {}):
+                cell = smoke_cell(script, **arm)
+                key = repr(sorted(cell.items()))
+                scalars[key] = scalars.get(key) or script.trial(cell, 0)
+                if arm is check.cell or check.versus is not None:
+                    assert np.isscalar(scalars[key][check.metric]), (claim.text, check.metric)
+
+
+def test_every_flag_has_an_effect(script):
+    effects = EFFECTS[script.__name__]
+    assert effects.keys() == {flag.key for flag in script.EXPERIMENT.flags}
+    for key, (value, needs) in effects.items():
+        one, two = (script.trial(smoke_cell(script, **needs, **change), 0) for change in ({}, {key: value}))
+        same = one["loss"].shape == two["loss"].shape and bool((one["loss"] == two["loss"]).all())
+        assert not same, f"--{key} changes nothing"
+
+
+def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
+    for flag in script.EXPERIMENT.flags:
+        for nonsense in ("", "-3", "nonsense", "nan"):
+            assert script.main([f"--{flag.name}={nonsense}", *places(tmp_path)]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and f"--{flag.name}" in error
+    assert not (tmp_path / "logbook.md").exists() and not records(tmp_path)
+
+
+def test_contradictions_of_gating_stability(tmp_path, capsys):
+    script = importlib.import_module("exp_gating_stability")
+    for argv, named in (
+        (["--heads", "3"], "--heads 3"),
+        (["--model", "gin", "--heads", "2"], "--heads"),
+        (["--graphs", "32", "10001"], "--graphs 10001"),
+    ):
+        assert script.main([*argv, *places(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and named in error and not (tmp_path / "logbook.md").exists()
+
+
+GRID = ["--layers", "1", "--lr", "1e-4", "--dim", "8", "--hidden", "8", "--graphs", "2", "--epochs", "4", "--seeds", "2"]
+
+
+def command(folder, *argv):
+    return [sys.executable, str(HERE / "exp_gating_stability.py"), *GRID, *argv, *places(folder)]
+
+
+def run(words, **changes):
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")} | changes
+    return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_serial_helpers_and_torchrun_agree_to_the_bit(tmp_path):
+    serial = run(command(tmp_path / "serial", "--jobs", "1"))
+    assert serial.returncode == 0, serial.stderr
+    helped = run(command(tmp_path / "helped", "--jobs", "2"))
+    assert helped.returncode == 0, helped.stderr
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    shared = run([*launcher, *command(tmp_path / "shared")[1:]])
+    assert shared.returncode == 0, shared.stderr
+    for folder in (tmp_path / "helped", tmp_path / "shared"):
+        assert_same_numbers(tmp_path / "serial", folder)
+        assert (folder / "logbook.md").read_text().count("\n## ") == 1
+    tables = [(tmp_path / name / "logbook.md").read_text().partition("| arm |")[2] for name in ("serial", "helped", "shared")]
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_sigkill_at_any_moment_then_the_same_command(tmp_path):
+    for delay in (0.0, 0.2, 0.5):  # behind the first finished trial
+        folder = tmp_path / str(delay)
+        words = command(folder, "--jobs", "1", "--epochs", "300")
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not records(folder) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        finished = {name: path.stat().st_mtime_ns for name, path in records(folder).items()}
+        assert finished
+        again = run(words)
+        assert again.returncode == 0, again.stderr
+        assert f"6 trials, {len(finished)} of them finished before" in again.stdout
+        assert (
+            all(records(folder)[name].stat().st_mtime_ns == made for name, made in finished.items()) and len(records(folder)) == 6
+        )
+        assert (folder / "logbook.md").read_text().count("\n## ") == 1
+
+
+def test_a_killed_helper_ends_the_run_in_one_line(tmp_path):
+    words = command(tmp_path, "--jobs", "2", "--epochs", "2000")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while not records(tmp_path) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for child in children.read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    error = process.communicate(timeout=240)[1]
+    assert process.returncode == 1 and error.count("\n") == 1 and "a process of this run died" in error
+    assert records(tmp_path) and not (tmp_path / "logbook.md").exists()
+
+
+def test_exit_codes_of_the_process(tmp_path):
+    wrong = run(command(tmp_path, "--layers", "0"))
+    assert (wrong.returncode, wrong.stdout) == (2, "") and wrong.stderr.count("\n") == 1
+    assert run([sys.executable, str(HERE / "core.py"), "nonsense"]).returncode == 2
