@@ -718,9 +718,9 @@ class GradientLog:
         return {name: torch.stack(rows).cpu() for name, rows in self.rows.items()}
 
 
-def norms_by_layer(names: Sequence[str], norms: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Join the parameters of one module (its weight and bias): [T, P] -> module names in model order, [T, modules]."""
-    module = [name.rpartition(".")[0] for name in names]
+def norms_by_module(names: Sequence[str], norms: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Join each module's weight and bias, other parameters stay alone: [T, P] -> names in model order, [T, names]."""
+    module = [name.removesuffix(".weight").removesuffix(".bias") for name in names]
     order = list(dict.fromkeys(module))
     squares = np.square(np.asarray(norms, dtype=np.float64))
     return order, np.sqrt(np.stack([squares[:, [m == one for m in module]].sum(1) for one in order], 1))
@@ -731,7 +731,7 @@ def ratio_to_weight(curves: dict, norm: str = "gradient", by: str = "module") ->
     (its weight and bias together): names, [T, names]. NaN where the weight is zero (a bias before its first step)."""
     names, above, below = curves["names"], np.asarray(curves[norm], np.float64), np.asarray(curves["weight"], np.float64)
     if by == "module":
-        (_, above), (names, below) = norms_by_layer(names, above), norms_by_layer(names, below)
+        (_, above), (names, below) = norms_by_module(names, above), norms_by_module(names, below)
     return list(names), np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
@@ -1233,7 +1233,7 @@ def cell_name(cell: dict, keys: Sequence[str]) -> str:
     """A cell in words: the values that name themselves, the others behind their flag ("sigmoid, layers 4, lr 1e-05")."""
     shown = {key: ",".join(map(str, v)) if isinstance(v := cell[key], tuple) else f"{v}" for key in keys if key in cell}
     words = [v if isinstance(cell[k], str) and v not in ("on", "off", "none") else f"{k} {v}" for k, v in shown.items()]
-    return ", ".join(word.replace("_", " ") for word in words) or "as the notebook"
+    return ", ".join(word.replace("_", " ") for word in words) or "as in the command"
 
 
 # %% 13 Trials

@@ -593,13 +593,13 @@ def test_logged_norms_are_the_norms(graphs):
 
 def test_ratios_join_a_modules_parameters():
     curves = {
-        "names": ["a.weight", "a.bias", "b.weight"],
+        "names": ["a.weight", "a.bias", "b.eps"],
         "gradient": [[3.0, 4.0, 1.0], [0.0, 1.0, 2.0]],
         "weight": [[6.0, 8.0, 2.0], [1.0, 0.0, 0.0]],
         "update": [[1.0, 0.0, 1.0], [1.0, 0.0, 1.0]],
     }
     names, ratio = core.ratio_to_weight(curves)
-    assert names == ["a", "b"]
+    assert names == ["a", "b.eps"]
     np.testing.assert_allclose(ratio, [[0.5, 0.5], [1.0, np.nan]])
     names, ratio = core.ratio_to_weight(curves, by="parameter")
     np.testing.assert_allclose(ratio, [[0.5, 0.5, 0.5], [0.0, np.nan, np.nan]])
