@@ -1230,9 +1230,9 @@ def varying(cells: Sequence[dict]) -> list[str]:
 
 
 def cell_name(cell: dict, keys: Sequence[str]) -> str:
-    """A cell in words: the values that name themselves, the others behind their flag ("sigmoid, layers 4, lr 1e-05")."""
+    """A cell in words, models and activations without their flag: "sigmoid, layers 4, lr 1e-05"."""
     shown = {key: ",".join(map(str, v)) if isinstance(v := cell[key], tuple) else f"{v}" for key in keys if key in cell}
-    words = [v if isinstance(cell[k], str) and v not in ("on", "off", "none") else f"{k} {v}" for k, v in shown.items()]
+    words = [v if key in ("model", "activation") else f"{key} {v}" for key, v in shown.items()]
     return ", ".join(word.replace("_", " ") for word in words) or "as in the command"
 
 

@@ -1047,9 +1047,11 @@ def test_help_tells_what_would_refute(toy, capsys):
 
 
 def test_cells_are_named_by_what_varies():
-    cells = [{"m": "p", "x": 1e-4, "s": (0, 1)}, {"m": "p", "x": 1e-5, "s": (0, 1)}, {"m": "gin", "x": 1e-4}]
-    assert core.varying(cells) == ["m", "x"]
-    assert [core.cell_name(cell, core.varying(cells)) for cell in cells] == ["p, x 0.0001", "p, x 1e-05", "gin, x 0.0001"]
+    cells = [{"model": "p", "lr": 1e-4, "s": (0, 1)}, {"model": "p", "lr": 1e-5, "s": (0, 1)}, {"model": "gin", "lr": 1e-4}]
+    keys = core.varying(cells)
+    assert keys == ["model", "lr"]
+    assert [core.cell_name(cell, keys) for cell in cells] == ["p, lr 0.0001", "p, lr 1e-05", "gin, lr 0.0001"]
+    assert core.cell_name({"s": (0, 1), "norm_mask": "on"}, ["s", "norm_mask"]) == "s 0,1, norm mask on"
 
 
 def test_bench_reports_ratios():
