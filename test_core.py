@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import itertools
 import math
 import multiprocessing
 import pickle
@@ -1037,6 +1038,17 @@ def test_old_entries_are_never_edited(tmp_path):
     text = logbook.read_text()
     assert text.startswith("# Logbook\n\nWhat stands here is kept.\n")
     assert text.partition(core.INDEX_END)[2].startswith(tail) and text.count("](#toy-") == 2
+
+
+def test_ranks_share_trials_without_overlap():
+    one, two = core.Ranks(), core.Ranks()
+    one.store = two.store = torch.distributed.HashStore()
+    taken, other = [], two.claim(5)
+    for number in one.claim(5):
+        taken.append(number)
+        taken.extend(itertools.islice(other, 1))
+    assert sorted([*taken, *other]) == [0, 1, 2, 3, 4]
+    assert list(core.Ranks().claim(3)) == [0, 1, 2]
 
 
 def test_help_tells_what_would_refute(toy, capsys):

@@ -143,14 +143,22 @@ def test_serial_helpers_and_torchrun_agree_to_the_bit(tmp_path):
     assert serial.returncode == 0, serial.stderr
     helped = run(command(tmp_path / "helped", "--jobs", "2"))
     assert helped.returncode == 0, helped.stderr
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    shared = run([*launcher, *command(tmp_path / "shared")[1:]])
+    apart = tmp_path / "apart.py"  # every rank has a disk of its own
+    apart.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(HERE)!r})\n"
+        "import exp_gating_stability\n"
+        "sys.exit(exp_gating_stability.main([*sys.argv[1:], '--runs', sys.argv[-1] + os.environ['RANK']]))\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(apart)]
+    shared = run([*launcher, *command(tmp_path / "shared")[2:]])
     assert shared.returncode == 0, shared.stderr
-    for folder in (tmp_path / "helped", tmp_path / "shared"):
+    assert 0 < len(records(tmp_path / "shared" / "runs1")) < len(records(tmp_path / "shared" / "runs0"))
+    for folder in (tmp_path / "helped", tmp_path / "shared" / "runs0"):
         assert_same_numbers(tmp_path / "serial", folder)
-        assert (folder / "logbook.md").read_text().count("\n## ") == 1
-    tables = [(tmp_path / name / "logbook.md").read_text().partition("| arm |")[2] for name in ("serial", "helped", "shared")]
-    assert tables[0] == tables[1] == tables[2]
+    logbooks = [(tmp_path / name / "logbook.md").read_text() for name in ("serial", "helped", "shared")]
+    assert [text.count("\n## ") for text in logbooks] == [1, 1, 1]
+    assert len({text.partition("| arm |")[2] for text in logbooks}) == 1
 
 
 def test_sigkill_at_any_moment_then_the_same_command(tmp_path):
