@@ -50,6 +50,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ def environment_stamp() -> dict[str, str]:
             return done.stdout.strip() if done.returncode == 0 else ""
         return ""
 
-    dirty = " + uncommitted code" if git("status", "--porcelain", "--", "*.py", "requirements.txt") else ""
+    dirty = " + uncommitted code" if git("status", "--porcelain", "--", "core.py", "exp_*.py", "requirements.txt") else ""
     return {
         "commit": (git("rev-parse", "--short=8", "HEAD") or "none") + dirty,
         "python": sys.version.split()[0],
@@ -743,17 +744,19 @@ def ratio_summary(curves: dict) -> dict[str, float]:
     module lies within 0.001 to 0.1; ratio_trend: that median in the last quarter of the run over that in the first.
     """
     found = {}
-    for by in ("parameter", "module"):
-        names, ratio = ratio_to_weight(curves, by=by)
-        is_norm = np.array(["norm" in name for name in names])
-        level = np.nanmedian(ratio, axis=0)
-        wobble = np.nanmean(np.abs(np.diff(np.log10(np.maximum(ratio, 1e-12)), axis=0)), axis=0)
-        if is_norm.any():
-            found[f"norm_level_by_{by}"] = level[is_norm].max() / level[~is_norm].max()
-            found[f"norm_wobble_by_{by}"] = wobble[is_norm].max() / wobble[~is_norm].max()
-    middle, quarter = np.nanmedian(ratio, axis=1), max(1, len(ratio) // 4)
-    found["in_band"] = np.mean((middle > 1e-3) & (middle < 1e-1))
-    found["ratio_trend"] = np.median(middle[-quarter:]) / np.median(middle[:quarter])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a diverged run has nothing but NaN here, and says so elsewhere
+        for by in ("parameter", "module"):
+            names, ratio = ratio_to_weight(curves, by=by)
+            is_norm = np.array(["norm" in name for name in names])
+            level = np.nanmedian(ratio, axis=0)
+            wobble = np.nanmean(np.abs(np.diff(np.log10(np.maximum(ratio, 1e-12)), axis=0)), axis=0)
+            if is_norm.any():
+                found[f"norm_level_by_{by}"] = level[is_norm].max() / level[~is_norm].max()
+                found[f"norm_wobble_by_{by}"] = wobble[is_norm].max() / wobble[~is_norm].max()
+        middle, quarter = np.nanmedian(ratio, axis=1), max(1, len(ratio) // 4)
+        found["in_band"] = np.mean((middle > 1e-3) & (middle < 1e-1))
+        found["ratio_trend"] = np.median(middle[-quarter:]) / np.median(middle[:quarter])
     return found
 
 
@@ -842,9 +845,10 @@ def evaluate(model: nn.Module, batches: Sequence[GraphBatch]) -> tuple[Tensor, T
 
 
 def score(logits: Tensor, label: Tensor, curves: dict[str, list[Tensor]]) -> None:
-    """Append both class recalls and the AUC to the curves."""
-    curves["recall"].append(class_recalls(confusion(logits, label)))
-    curves["auc"].append(ranking_accuracy(logits, label))
+    """Append both class recalls and the AUC to the curves: NaN once a logit is not finite, so that no divergence looks calm."""
+    diverged = ~logits.isfinite().all()
+    curves["recall"].append(class_recalls(confusion(logits, label)).masked_fill(diverged, math.nan))
+    curves["auc"].append(ranking_accuracy(logits, label).masked_fill(diverged, math.nan))
 
 
 def save_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, log: GradientLog, curves: dict, epoch: int) -> None:
@@ -1270,6 +1274,7 @@ def extremes(run: Run, metric: str) -> str:
     """The arms with the largest and the smallest mean of a metric, in words."""
     keys = varying(run.cells)
     mean = {cell_name(cell, keys): float(np.mean(run.values(i, metric))) for i, cell in enumerate(run.cells)}
+    mean = {name: value for name, value in mean.items() if math.isfinite(value)} or {"every arm": math.nan}
     most, least = max(mean, key=mean.get), min(mean, key=mean.get)
     if len(mean) == 1:
         return f"{mean[most]:.3f}"
@@ -1297,7 +1302,7 @@ def trial_key(config: dict, seed: int) -> str:
 
 def pack_record(result: dict, meta: dict) -> bytes:
     """A finished trial as npz: scalars in `meta`, curves as float32 or text arrays. No pickle."""
-    arrays = {k: np.asarray(v) for k, v in result.items() if not isinstance(v, (int, float))}
+    arrays = {k: np.asarray(v) for k, v in result.items() if np.ndim(v)}
     arrays = {k: v.astype(np.float32) if v.dtype.kind == "f" else v for k, v in arrays.items()}
     scalars = {k: float(v) for k, v in result.items() if k not in arrays}
     buffer = io.BytesIO()
@@ -1555,27 +1560,33 @@ def curves_figure(
         for name, number in notebook(cell).items():
             axes.axhline(number, color=colour_of(name), linestyle="--", linewidth=1, label=f"notebook, {name}")
     legend = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
+    legend = dict(sorted(legend.items(), key=lambda entry: entry[0].startswith("notebook")))  # measured first
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend) if len(legend) < 4 else 2)
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
     return Figure(kind, figure, finding, columns)
 
 
-def heat_maps(kind: str, finding: str, maps: dict[str, tuple[Sequence[str], np.ndarray]], x: str, label: str) -> Figure:
-    """Side by side, a map for each title: row names and values [rows, T], on one colour scale."""
-    plt = pyplot()
+def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
+    """Heat maps of grad/weight, module by step, mean over seeds: one for the first cell of each arm, on one colour scale."""
+    plt, arms, maps = pyplot(), [arm(cell) for cell in run.cells], {}
+    for i in (arms.index(name) for name in dict.fromkeys(arms)):
+        modules, ratios = zip(*(ratio_to_weight(result) for result in run.results[i]), strict=True)
+        decades = np.log10(np.maximum(np.nan_to_num(ratios), 1e-12))  # NaN: no weight yet, or diverged
+        maps[cell_name(run.cells[i], varying(run.cells))] = (modules[0], decades.mean(0).T)  # [modules, T]
     tallest, width = max(len(rows) for rows, _ in maps.values()), max(4.2 * len(maps), 7.0)
     figure, grid = plt.subplots(1, len(maps), figsize=(width, 0.24 * tallest + 1.8), squeeze=False)
-    seen = np.concatenate([values[np.isfinite(values)] for _, values in maps.values()])
-    low, high = np.percentile(seen, (1, 99)) if len(seen) else (0, 1)
+    low, high = np.percentile(np.concatenate([values.ravel() for _, values in maps.values()]), (1, 99))
     for axes, (title, (rows, values)) in zip(grid.flat, maps.items(), strict=True):
         image = axes.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
         axes.set_yticks(range(len(rows)), [row.removeprefix("layers.") for row in rows], fontsize=10)
-        axes.set(title=textwrap.fill(title, 28), xlabel=x)
+        axes.set(title=textwrap.fill(title, 28), xlabel="step")
         axes.grid(False)
-    figure.colorbar(image, ax=list(grid.flat), label=label)
+    figure.colorbar(image, ax=list(grid.flat), label="log10 grad/weight, mean over seeds")
+    largest = [f"{rows[int(np.argmax(np.median(values, 1)))]} in {name}" for name, (rows, values) in maps.items()]
+    finding = f"Largest median grad/weight: {'; '.join(largest)}"
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
     columns = {f"{title} | {row}": line for title, (rows, values) in maps.items() for row, line in zip(rows, values, strict=True)}
-    return Figure(kind, figure, finding, columns)
+    return Figure("ratio", figure, finding, columns)
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
@@ -1649,7 +1660,9 @@ def results_table(experiment: Experiment, run: Run) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for i, cell in enumerate(run.cells):
         intervals = [mean_interval(run.values(i, metric)) for metric in experiment.metrics]
-        row = [cell_name(cell, keys), *(f"{m.estimate:.3g} ± {m.high - m.estimate:.2g}" for m in intervals)]
+        diverged = sum(not math.isnan(result.get("diverged", math.nan)) for result in run.results[i])
+        name = cell_name(cell, keys) + (f" ({diverged} of {len(run.seeds)} diverged)" if diverged else "")
+        row = [name, *(f"{m.estimate:.3g} ± {m.high - m.estimate:.2g}" for m in intervals)]
         if each:
             row.append(" ".join(f"{value:.3f}" for value in run.values(i, experiment.metrics[0])))
         lines.append("| " + " | ".join(row) + " |")
@@ -1737,6 +1750,8 @@ def read_logbook(logbook: Path) -> str:
         text = logbook.read_text(encoding="utf-8")
     except (UnicodeDecodeError, IsADirectoryError):
         text = ""
+    if not os.access(logbook, os.W_OK):
+        raise UsageError(f"--logbook {logbook}: read-only; make it writable or name another file")
     if text.count(INDEX_START) != 1 or text.count(INDEX_END) != 1 or not text.startswith(LOGBOOK_TITLE):
         raise UsageError(f"--logbook {logbook}: not a logbook, or its index was cut; restore it or name another file")
     return text

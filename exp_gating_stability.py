@@ -61,16 +61,17 @@ def trial(config: dict, seed: int) -> dict:
     recall = curves["recall"].double().numpy()  # [epochs + 1, 2]
     score, swing = recall.mean(1), recall[:, 1] - recall[:, 0]
     half, quarter = len(score) // 2, max(1, len(score) // 4)
+    reached = np.flatnonzero(score >= 0.7)
     norm = curves["gradient_norm"].double().numpy()
     onset = core.growth_onset(norm)
     return curves | core.ratio_summary(curves) | {
-        "best": score.max(),
+        "best": score[np.isfinite(score)].max(initial=0.0),
         "final": score[-1],
         "jump": np.abs(np.diff(score[half:])).mean(),
         "class_jump": np.abs(np.diff(swing[half:])).mean(),
         "auc_jump": np.abs(np.diff(curves["auc"].double().numpy()[half:])).mean(),
         "rise": score[-quarter:].mean() - score[:quarter].mean(),
-        "epochs_to_0.7": int(np.argmax(score >= 0.7)) if score.max() >= 0.7 else len(score),
+        "epochs_to_0.7": reached[0] if len(reached) else len(score),
         "spikes": core.count_spikes(norm),
         "onset": len(norm) if math.isnan(onset) else onset,  # never: the end of the run
         "growth": core.running_median(norm, 10).max() / core.running_median(norm[:10], 10)[0],
@@ -138,31 +139,24 @@ def headline(run: core.Run) -> str:
 
 def figures(run: core.Run) -> list[core.Figure]:
     gating = core.only(run, [i for i, cell in enumerate(run.cells) if arm(cell) == "sigmoid"] or [0])
-    ratios = {}
-    arms = [arm(cell) for cell in run.cells]
-    for i in (arms.index(name) for name in dict.fromkeys(arms)):  # the first cell of each arm
-        modules, ratio = zip(*(core.ratio_to_weight(result) for result in run.results[i]), strict=True)
-        decades = np.log10(np.maximum(ratio, 1e-12))  # [S, T, modules]
-        ratios[core.cell_name(run.cells[i], core.varying(run.cells))] = (modules[0], decades.mean(0).T)
-    largest = [f"{rows[int(np.argmax(np.nanmedian(values, 1)))]} in {name}" for name, (rows, values) in ratios.items()]
+    swing = f"Step of the gap between recalls: {core.extremes(gating, 'class_jump')}. Of AUC: {core.extremes(gating, 'auc_jump')}"
     panels = [key for key in core.varying(run.cells) if key not in ("model", "activation")]
     return [
         core.curves_figure(run, "score", f"Jump of the score a step: {core.extremes(run, 'jump')}",
                            lambda cell, result: {arm(cell): result["recall"].mean(1)}, panels,
                            "epoch", "balanced accuracy", notebook=notebook_score),
-        core.curves_figure(gating, "recalls", f"Jump of the gap between class recalls: {core.extremes(gating, 'class_jump')}",
+        core.curves_figure(gating, "recalls", swing,
                            lambda cell, r: {"class 0": r["recall"][:, 0], "class 1": r["recall"][:, 1], "AUC": r["auc"]},
                            core.varying(gating.cells), "epoch", "class recall, AUC"),
         core.curves_figure(run, "gradient", f"Growth of the gradient norm over its start: {core.extremes(run, 'growth')}",
                            lambda cell, result: {arm(cell): result["gradient_norm"]}, panels,
                            "step", "gradient norm before clipping", log=True),
-        core.heat_maps("ratio", f"Largest median grad/weight: {'; '.join(largest)}", ratios,
-                       "step", "log10 grad/weight, mean over seeds"),
+        core.ratio_figure(run, arm),
     ]  # fmt: skip
 
 
 SMOKE = {"layers": (2,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (3,)}
-METRICS = ["best", "final", "jump", "class_jump", "epochs_to_0.7"]
+METRICS = ["best", "final", "jump", "class_jump", "auc_jump", "epochs_to_0.7", "spikes"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
 

@@ -5,6 +5,7 @@ import errno
 import itertools
 import math
 import multiprocessing
+import os
 import pickle
 import re
 import resource
@@ -684,7 +685,7 @@ def test_a_diverged_run_is_a_result(graphs):
     with torch.no_grad():
         net.readout.weight.fill_(1e38)
     curves = core.train(net, core.batches_of(graphs, 3), seed=0, lr=1e-2, epochs=3, clip=1.0)
-    assert curves["diverged"] == 0.0 and curves["recall"].isfinite().all()
+    assert curves["diverged"] == 0.0 and curves["recall"].isnan().all() and curves["auc"].isnan().all()
 
 
 @pytest.mark.parametrize("model", ["position", "gin"])
@@ -781,7 +782,13 @@ def trial(config, seed):
 def add(config, seed):
     if config["b"] == "crash":
         raise KeyboardInterrupt
-    return {"sum": config["a"] + 0.1 * seed, "curve": np.arange(3.0) * config["a"], "names": ["x", "y"], "diverged": math.nan}
+    return {
+        "sum": config["a"] + 0.1 * seed,
+        "count": np.int64(seed),
+        "curve": np.arange(3.0) * config["a"],
+        "names": ["x", "y"],
+        "diverged": math.nan,
+    }
 
 
 def draw(run):
@@ -891,7 +898,12 @@ def test_a_record_is_exact_and_without_pickle(toy):
     assert toy.run("--a", "3", "--seeds", "1") == 0
     (path,) = records(toy)
     result, meta = core.read_record(path)
-    assert result["sum"] == 3.0 and result["curve"].tolist() == [0, 3, 6] and result["names"].tolist() == ["x", "y"]
+    assert (
+        result["sum"] == 3.0
+        and isinstance(result["count"], float)
+        and result["curve"].tolist() == [0, 3, 6]
+        and result["names"].tolist() == ["x", "y"]
+    )
     assert meta["config"]["a"] == 3 and meta["seed"] == 0 and meta["environment"]["torch"] == torch.__version__
     with np.load(path, allow_pickle=False) as file:
         assert all(file[name].dtype != object for name in file.files)
@@ -951,6 +963,24 @@ def test_a_foreign_logbook_is_left_alone(toy, content, capsys):
     toy.logbook.write_text(content)
     assert toy.run() == 2
     assert "--logbook" in capsys.readouterr().err and toy.logbook.read_text() == content and not records(toy)
+
+
+def test_a_read_only_logbook_is_refused(toy, monkeypatch, capsys):
+    assert toy.run("--a", "1") == 0
+    before = toy.logbook.read_bytes()
+    monkeypatch.setattr(core.os, "access", lambda path, mode: mode != os.W_OK)
+    assert toy.run("--a", "2") == 2
+    assert "read-only" in capsys.readouterr().err and toy.logbook.read_bytes() == before and len(records(toy)) == 5
+
+
+def test_diverged_trials_are_counted_and_judged_inconclusive(toy):
+    def diverge(config, seed):
+        return add(config, seed) | ({"diverged": 1.0, "sum": math.nan} if config["a"] == 2 and seed < 2 else {})
+
+    assert toy.run(trial=diverge) == 0
+    text = toy.logbook.read_text()
+    assert "| a 2 (2 of 5 diverged) |" in text and "2 of 15 trials diverged" in text
+    assert "| two is more than one · 1/1 | **inconclusive** |" in text and "| three is less than one · 1/1 | **refuted** |" in text
 
 
 def test_smoke_touches_neither_logbook_nor_plots(toy, capsys):
