@@ -295,8 +295,9 @@ def test_linear_is_torchs_linear():
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("powers", [(0, 1), (1,), (0, 2), (0, 1, 2, 3)])
-def test_fast_hop_mixing_is_the_general_mixing(graphs, activation, heads, powers):
-    batch = core.GraphBatch([*graphs, lonely_graph()])
+@pytest.mark.parametrize("padding", [False, True])
+def test_fast_hop_mixing_is_the_general_mixing(graphs, activation, heads, powers, padding):
+    batch = core.GraphBatch([*graphs, lonely_graph()], padding=padding)
     torch.manual_seed(0)
     mixing = core.PositionMixing(8, heads, powers, True, activation)
     x, stack = random_nodes(batch), core.adjacency_stack(batch, powers)
@@ -780,7 +781,7 @@ def trial(config, seed):
 
 
 def add(config, seed):
-    if config["b"] == "crash":
+    if config.get("b") == "crash":
         raise KeyboardInterrupt
     return {
         "sum": config["a"] + 0.1 * seed,
@@ -1079,6 +1080,17 @@ def test_ranks_share_trials_without_overlap():
         taken.extend(itertools.islice(other, 1))
     assert sorted([*taken, *other]) == [0, 1, 2, 3, 4]
     assert list(core.Ranks().claim(3)) == [0, 1, 2]
+
+
+def test_a_grid_holds_each_cell_once(toy, capsys):
+    assert toy.run("--a", "1", "10", "--b", "x", "y", "--seeds", "1") == 0  # b plays no part from a = 10 on
+    assert "toy: 3 trials" in capsys.readouterr().out and toy.logbook.read_text().count("| a 10 |") == 1
+
+
+def test_device_and_threads_are_part_of_a_trial():
+    keys = {core.trial_key({"a": 1}, 0), core.trial_key({"a": 1}, 1), core.trial_key({"a": 2}, 0)}
+    core.Runtime.threads = 2
+    assert len(keys | {core.trial_key({"a": 1}, 0)}) == 4
 
 
 def test_help_tells_what_would_refute(toy, capsys):
