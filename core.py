@@ -885,6 +885,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not name its file
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1234,8 +1236,9 @@ def varying(cells: Sequence[dict]) -> list[str]:
 
 
 def cell_name(cell: dict, keys: Sequence[str]) -> str:
-    """A cell in words, models and activations without their flag: "sigmoid, layers 4, lr 1e-05"."""
-    shown = {key: ",".join(map(str, v)) if isinstance(v := cell[key], tuple) else f"{v}" for key in keys if key in cell}
+    """A cell in words, models and activations without their flag (a model with an activation goes by that): "sigmoid, layers 4"."""
+    told = [key for key in keys if key in cell and not (key == "model" and "activation" in cell and "activation" in keys)]
+    shown = {key: ",".join(map(str, v)) if isinstance(v := cell[key], tuple) else f"{v}" for key in told}
     words = [v if key in ("model", "activation") else f"{key} {v}" for key, v in shown.items()]
     return ", ".join(word.replace("_", " ") for word in words) or "as in the command"
 
@@ -1825,7 +1828,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     except LostProcessError as error:
         status, message = 1, f"{error}; finished trials are kept, the same command goes on from them"
     except OSError as error:
-        status, message = 1, f"cannot write {error.filename or 'a file'}: {error.strerror}; finished trials are kept"
+        status, message = 1, f"{error.filename}: {error.strerror}; finished trials are kept, the same command goes on from them"
     except KeyboardInterrupt:
         status, message, speaks = 130, "interrupted; finished trials are kept, the same command goes on from them", first
     if speaks:

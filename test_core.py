@@ -1007,7 +1007,7 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(toy, call, monkeypatch, 
     monkeypatch.setattr(core.os, call, full)
     assert toy.run("--a", "1", "2", "--seeds", "2") == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "No space left on device" in error
+    assert error.count("\n") == 1 and "No space left on device" in error and str(toy.path) in error
     assert records(toy) == kept and toy.logbook.read_bytes() == text
     assert not list(toy.path.rglob("*.tmp"))
     monkeypatch.undo()
@@ -1105,6 +1105,7 @@ def test_cells_are_named_by_what_varies():
     keys = core.varying(cells)
     assert keys == ["model", "lr"]
     assert [core.cell_name(cell, keys) for cell in cells] == ["p, lr 0.0001", "p, lr 1e-05", "gin, lr 0.0001"]
+    assert core.cell_name({"model": "p", "activation": "sigmoid"}, ["model", "activation"]) == "sigmoid"
     assert core.cell_name({"s": (0, 1), "norm_mask": "on"}, ["s", "norm_mask"]) == "s 0,1, norm mask on"
 
 
