@@ -790,14 +790,15 @@ CHECKPOINT_SECONDS = 60.0
 def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: float, epochs: int, clip: float) -> dict:
     """Train with Adam on the class-weighted loss, one step a batch; the loop of every PATTERN experiment.
 
-    Gradients are clipped to total norm `clip` (0: not at all). Returns `loss` and `gradient_norm` (before clipping) [T]; `recall`
-    [epochs + 1, 2] and `auc` [epochs + 1], pooled over `batches` after 0, 1, ... epochs, in evaluation mode; the gradient log's
-    `names` and its `weight`, `gradient`, `update` [T, P]; and `diverged`, the first step with a loss or gradient that is not finite
-    (NaN if none). A long run keeps its state in Runtime.checkpoint and goes on from there, with bit-identical results.
+    Gradients are clipped to total norm `clip` (0: not at all). Returns `loss` and `gradient_norm` (before clipping) [T]; after 0, 1,
+    ... epochs, pooled over `batches` in evaluation mode, `recall` of both classes, `margin` (mean and spread of logit 1 - logit 0),
+    both [epochs + 1, 2], and `auc` [epochs + 1]; the gradient log's `names` and its `weight`, `gradient`, `update` [T, P]; and
+    `diverged`, the first step with a loss or gradient that is not finite (NaN if none). A long run keeps its state in
+    Runtime.checkpoint and goes on from there, with bit-identical results.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     log = GradientLog(model)
-    curves: dict[str, list[Tensor]] = {"loss": [], "gradient_norm": [], "recall": [], "auc": []}
+    curves: dict[str, list[Tensor]] = {name: [] for name in ("loss", "gradient_norm", "recall", "auc", "margin")}
     start = restore(model, optimizer, log, curves)
     # Without batch norm, and with one batch, the logits of a training pass are those of an evaluation of the same weights
     score_in_passing = len(batches) == 1 and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
@@ -845,8 +846,11 @@ def evaluate(model: nn.Module, batches: Sequence[GraphBatch]) -> tuple[Tensor, T
 
 
 def score(logits: Tensor, label: Tensor, curves: dict[str, list[Tensor]]) -> None:
-    """Append both class recalls and the AUC to the curves: NaN once a logit is not finite, so that no divergence looks calm."""
+    """Append both class recalls, the AUC, and mean and spread of the margin (logit 1 - logit 0) to the curves; recalls and AUC are
+    NaN once a logit is not finite, so that no divergence looks calm."""
     diverged = ~logits.isfinite().all()
+    margin = (logits[:, 1] - logits[:, 0])[label != IGNORED]
+    curves["margin"].append(torch.stack([margin.mean(), margin.std()]))
     curves["recall"].append(class_recalls(confusion(logits, label)).masked_fill(diverged, math.nan))
     curves["auc"].append(ranking_accuracy(logits, label).masked_fill(diverged, math.nan))
 

@@ -670,6 +670,8 @@ def test_batch_norm_models_are_scored_in_evaluation_mode(graphs):
         logits = model.eval()(batches[0])
         assert torch.equal(curves["recall"][epoch], core.class_recalls(core.confusion(logits, batches[0].label)))
         assert torch.equal(curves["auc"][epoch], core.ranking_accuracy(logits, batches[0].label))
+        margin = (logits[:, 1] - logits[:, 0]).detach().numpy()
+        np.testing.assert_allclose(curves["margin"][epoch], [margin.mean(), margin.std(ddof=1)], rtol=1e-4, atol=1e-5)
 
 
 def test_several_batches_pool_their_score(graphs):
