@@ -790,11 +790,14 @@ CHECKPOINT_SECONDS = 60.0
 def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: float, epochs: int, clip: float) -> dict:
     """Train with Adam on the class-weighted loss, one step a batch; the loop of every PATTERN experiment.
 
-    Gradients are clipped to total norm `clip` (0: not at all). Returns `loss` and `gradient_norm` (before clipping) [T]; after 0, 1,
-    ... epochs, pooled over `batches` in evaluation mode, `recall` of both classes, `margin` (mean and spread of logit 1 - logit 0),
-    both [epochs + 1, 2], and `auc` [epochs + 1]; the gradient log's `names` and its `weight`, `gradient`, `update` [T, P]; and
-    `diverged`, the first step with a loss or gradient that is not finite (NaN if none). A long run keeps its state in
-    Runtime.checkpoint and goes on from there, with bit-identical results.
+    Gradients are clipped to total norm `clip` (0: not at all). Returns
+
+    - `loss` and `gradient_norm` (before clipping) [T], and the gradient log's `names` and `weight`, `gradient`, `update` [T, P];
+    - after 0, 1, ... epochs, pooled over `batches` in evaluation mode: `recall` of both classes and `margin` (mean and spread of
+      logit 1 - logit 0), both [epochs + 1, 2], and `auc` [epochs + 1];
+    - `diverged`: the first step with a loss or gradient that is not finite, NaN if there is none.
+
+    A long run keeps its state in Runtime.checkpoint and goes on from there, with bit-identical results.
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     log = GradientLog(model)
