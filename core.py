@@ -1555,8 +1555,9 @@ def curves_figure(
     for axes, panel in itertools.zip_longest(grid.flat, panels):
         axes.set_visible(panel is not None)
         axes.set(title=panel, yscale="log" if log else "linear")
-    for axes in grid[-1]:
+    for axes in grid.flat[max(len(panels) - across, 0) : len(panels)]:  # the lowest panel of each column
         axes.set_xlabel(x)
+        axes.tick_params(labelbottom=True)
     figure.supylabel(y, fontsize=11)
     for i, cell in enumerate(run.cells):
         axes = grid.flat[panels.index(cell_name(cell, panel_keys))]
@@ -1682,7 +1683,7 @@ def results_table(experiment: Experiment, run: Run) -> str:
 def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], images: dict[str, str]) -> str:
     """The logbook entry in Markdown; `images` maps alt text to path."""
     stamp = environment_stamp()
-    title = plain(f"{options.tag}: {experiment.headline(run)}" if options.tag else experiment.headline(run))
+    title = plain(": ".join(filter(None, [options.tag, experiment.headline(run)])) + unusual(experiment, run.cells, options.smoke))
     command = shlex.join(["python", Path(experiment.file).name, *shown_arguments(argv)]).replace("`", "'")
     seeds = f"{run.seeds[0]} to {run.seeds[-1]}" if len(run.seeds) > 1 else f"{run.seeds[0]}"
     diverged = sum(not math.isnan(result.get("diverged", math.nan)) for row in run.results for result in row)
@@ -1707,6 +1708,14 @@ def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, a
         f"Reading. {plain(options.note)}" if options.note else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def unusual(experiment: Experiment, cells: Sequence[dict], smoke: bool) -> str:
+    """What all cells share that is not the notebook's own setting, in words: ", with lr 1e-05"."""
+    usual, varies = notebook_cell(experiment, smoke), varying(cells)
+    shared = {key: value for cell in cells for key, value in cell.items() if key not in varies}
+    changed = [key for key, value in shared.items() if usual.get(key, value) != value]
+    return f", with {cell_name(shared, changed)}" if changed else ""
 
 
 def shown_arguments(argv: Sequence[str]) -> list[str]:

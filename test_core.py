@@ -856,6 +856,7 @@ def test_part_of_the_grid_judges_only_what_it_covers(toy):
     first, second = text.split("\n## ")[1:]
     assert "**reproduced**" in first and "**not tested** | not tested by this run" in first
     assert second.count("**not tested**") == 2 and "seeds 0 to 1" in second
+    assert "it adds / up, with a 3\n" in second and ", with" not in first
     assert [line[-17:] for line in text.splitlines() if "](#toy-" in line] == ["| 1 | 0 | 0 | 1 |", "| 0 | 0 | 0 | 2 |"]
     anchors = re.findall(r'<a id="([^"]+)">', text)
     assert len(set(anchors)) == 2 and all(f"(#{anchor})" in text for anchor in anchors)
@@ -1109,6 +1110,16 @@ def test_cells_are_named_by_what_varies():
     assert [core.cell_name(cell, keys) for cell in cells] == ["p, lr 0.0001", "p, lr 1e-05", "gin, lr 0.0001"]
     assert core.cell_name({"model": "p", "activation": "sigmoid"}, ["model", "activation"]) == "sigmoid"
     assert core.cell_name({"s": (0, 1), "norm_mask": "on"}, ["s", "norm_mask"]) == "s 0,1, norm mask on"
+
+
+def test_every_column_of_panels_has_its_axis():
+    cells = [{"a": a} for a in range(5)]  # three columns: the last row leaves one out
+    run = core.Run(cells, [0], [[{"curve": np.arange(3.0)}] for _ in cells], 0.0, 0)
+    drawn = core.curves_figure(run, "k", "f", lambda cell, result: {"gin": result["curve"] + cell["a"]}, ["a"], "epoch", "y")
+    shown = [axes for axes in drawn.figure.axes if axes.get_visible()]
+    assert [axes.get_xlabel() for axes in shown] == ["", "", "epoch", "epoch", "epoch"]
+    assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in shown] == [False, False, True, True, True]
+    assert drawn.columns["a 4 | gin | seed 0"].tolist() == [4, 5, 6] and len(drawn.columns) == 5
 
 
 def test_bench_reports_ratios():
