@@ -21,7 +21,7 @@ EFFECTS = {
         "model": ("gin", {}), "activation": ("softmax", {}), "layers": (3, {}), "lr": (1e-3, {}), "stack": ((0, 1, 2), {}),
         "distance": ("off", {}), "norm": ("none", {}), "norm_mask": ("off", {"norm": "batch"}), "feedforward_norm": ("batch", {}),
         "degree": ("on", {}), "dim": (4, {}), "heads": (2, {}), "hidden": (4, {}), "graphs": (3, {}), "batch": (1, {}),
-        "order": ("shuffled", {}), "epochs": (4, {}), "clip": (1e-3, {}),
+        "readout": ("centred", {}), "order": ("shuffled", {}), "epochs": (4, {}), "clip": (1e-3, {}),
     }
 }  # fmt: skip
 
