@@ -52,6 +52,7 @@ import textwrap
 import time
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -549,7 +550,8 @@ class FeedForward(nn.Sequential):
     """Linear, [BatchNorm], ReLU, Linear: [V, D] -> [V, D]. `norm` "batch" or "none" is the notebook's "batch norm in MLP"."""
 
     def __init__(self, dim: int, hidden: int, norm: str = "none"):
-        super().__init__(Linear(dim, hidden), make_norm(norm, hidden), nn.ReLU(inplace=True), Linear(hidden, dim))
+        parts = {"first": Linear(dim, hidden), "norm": make_norm(norm, hidden)}
+        super().__init__(OrderedDict(parts | {"relu": nn.ReLU(inplace=True), "last": Linear(hidden, dim)}))
 
 
 class TransformerLayer(nn.Module):
@@ -1811,6 +1813,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     needs is wrong, 130 interrupted. Finished trials are kept in every case, and the same command goes on from them."""
     argv = sys.argv[1:] if argv is None else list(argv)
     speaks = first = int(os.environ.get("RANK", 0)) == 0
+    kept = "finished trials are kept, the same command goes on from them"
     try:
         options = make_parser(experiment).parse_args(argv)
         if options.no_log and (options.note or options.tag):
@@ -1842,11 +1845,11 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         status, message = 2, str(error)
     except LostProcessError as error:
-        status, message = 1, f"{error}; finished trials are kept, the same command goes on from them"
+        status, message = 1, f"{error}; {kept}"
     except OSError as error:
-        status, message = 1, f"{error.filename}: {error.strerror}; finished trials are kept, the same command goes on from them"
+        status, message = 1, f"{error.filename or 'input or output'}: {error.strerror or error}; {kept}"
     except KeyboardInterrupt:
-        status, message, speaks = 130, "interrupted; finished trials are kept, the same command goes on from them", first
+        status, message, speaks = 130, f"interrupted; {kept}", first
     if speaks:
         print(f"{Path(experiment.file).name}: {message}", file=sys.stderr)
     return status

@@ -81,7 +81,6 @@ def trial(config: dict, seed: int) -> dict:
         "spikes": core.count_spikes(norm),
         "onset": len(norm) if math.isnan(onset) else onset,  # never: the end of the run
         "growth": core.running_median(norm, 10).max() / core.running_median(norm[:10], 10)[0],
-        "pattern_nodes": np.mean([graph.label.sum() for graph in graphs]),
     }  # fmt: skip
 
 

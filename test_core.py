@@ -540,6 +540,15 @@ def test_ratio_summary_on_known_curves():
     assert found["ratio_trend"] == pytest.approx(np.median(middle[-2:]) / np.median(middle[:2]))
 
 
+def test_every_norm_is_found_by_its_name():
+    """ratio_summary tells norms from the rest by name."""
+    for config in (CONFIG | {"feedforward_norm": "batch"}, CONFIG | {"norm": "batch"}, CONFIG | {"model": "gin"}):
+        net = core.build_model(config, 0)
+        kinds = (torch.nn.LayerNorm, torch.nn.BatchNorm1d)
+        norms = {f"{name}.{part}" for name, m in net.named_modules() if isinstance(m, kinds) for part, _ in m.named_parameters()}
+        assert norms and norms == {name for name, _ in net.named_parameters() if "norm" in name}
+
+
 # gradient log
 
 
