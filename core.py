@@ -54,7 +54,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -398,7 +398,8 @@ class AdjacencyStack:
     """The powers of one batch and what follows from them. Get it from `adjacency_stack`, which keeps it with the batch.
 
     values [B, K, N, N]: the powers; hop [B, K, N, N]: one-hot of the smallest power that is non-zero (zeros if none is);
-    reachable [B, N, N] bool: some power is non-zero; hop_count [V, K]: how many nodes each node has at each hop.
+    reachable [B, N, N] bool: some power is non-zero, so both nodes are real; real [B, N, N] bool: both nodes are real;
+    hop_count [V, K + 1]: how many real nodes each node has at each hop, and how many it does not reach.
     """
 
     def __init__(self, batch: GraphBatch, powers: Sequence[int]):
@@ -407,12 +408,21 @@ class AdjacencyStack:
         met = self.values != 0
         self.reachable = met.any(1)
         self.hop = (met & (met.cumsum(1) == 1)).to(self.values.dtype)
-        self.hop_count = batch.pack(self.hop.sum(-1).transpose(1, 2))
+        self.real = batch.nodes[:, :, None] & batch.nodes[:, None, :]
+        counted = torch.cat([self.hop.sum(-1), (self.real & ~self.reachable).sum(-1)[:, None].to(self.hop.dtype)], 1)
+        self.hop_count = batch.pack(counted.transpose(1, 2))
 
     def sums_by_hop(self, x: Tensor) -> list[Tensor]:
         """x [V, D] summed over the nodes at each hop: K tensors [V, D]. Hop 0 of a real node is the node itself: no product."""
         itself = 0 if not self.batch.padding else None  # padding slots are not even their own neighbours
         return [x if power == itself else self.batch.mix(self.hop[:, k], x) for k, power in enumerate(self.powers)]
+
+    def sum_unreached(self, x: Tensor, sums: list[Tensor]) -> Tensor:
+        """x [V, D] summed over the real nodes that a node does not reach: its graph's total less its `sums_by_hop`. [V, D]"""
+        graph = self.batch.slot // self.batch.shape[1]
+        real = (self.batch.label != IGNORED).to(x.dtype)[:, None]
+        total = x.new_zeros(self.batch.shape[0], x.shape[1]).index_add(0, graph, x * real)
+        return real * (total[graph] - sum(sums))
 
 
 def adjacency_stack(batch: GraphBatch, powers: Sequence[int]) -> AdjacencyStack:
@@ -477,10 +487,13 @@ class PositionMixing(nn.Module):
     activation "softmax" averages over reachable nodes (the notebook's attention); "sigmoid" gates each pair by itself and sums
     (its gating). With `distance` the vector is the one-hot of the hop, so a head is K scalars and mixing is a sum of K constant
     products: no per-pair logit is made. Values are projected per head, then comes an output projection; no queries, no keys.
+    Pairs that no power connects have the logit `unreachable`: -inf shuts them out, a finite number is learned from there.
     Source: graph notebook, 6/3 and 13/3.
     """
 
-    def __init__(self, dim: int, heads: int, powers: Sequence[int], distance: bool, activation: str):
+    def __init__(
+        self, dim: int, heads: int, powers: Sequence[int], distance: bool, activation: str, unreachable: float = -math.inf
+    ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide width {dim}")
@@ -488,6 +501,7 @@ class PositionMixing(nn.Module):
         self.average = {"softmax": True, "sigmoid": False}[activation]
         self.value, self.out = Linear(dim, dim), Linear(dim, dim)
         self.pair = nn.Linear(len(self.powers), heads)
+        self.unreachable = nn.Parameter(torch.full((heads,), unreachable)) if unreachable > -math.inf else None
 
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
         stack = adjacency_stack(batch, self.powers)
@@ -497,20 +511,25 @@ class PositionMixing(nn.Module):
     def mix_hops(self, value: Tensor, stack: AdjacencyStack) -> Tensor:
         """[V, D] -> [V, D]; the same as mix_pairs(value, stack, stack.hop) in exact arithmetic."""
         logits = self.pair.weight + self.pair.bias[:, None]  # [H, K]
+        count, sums = stack.hop_count[:, None], stack.sums_by_hop(value)
+        if self.unreachable is None:
+            count = count[..., :-1]
+        else:  # one hop more
+            logits, sums = torch.cat([logits, self.unreachable[:, None]], 1), [*sums, stack.sum_unreached(value, sums)]
+        weight = logits.sigmoid()[None]  # [1, H, K]
         if self.average:  # all c nodes at a hop share a logit: their total weight is a softmax over hops of logit + log c
-            total = masked_softmax(logits + stack.hop_count[:, None].log(), stack.hop_count[:, None] > 0)
-            weight = total / stack.hop_count[:, None].clamp(min=1)  # [V, H, K]
-        else:
-            weight = logits.sigmoid()[None]  # [1, H, K]
+            weight = masked_softmax(logits + count.log(), count > 0) / count.clamp(min=1)  # [V, H, K]
         per_channel = value.shape[1] // self.heads
-        sums = stack.sums_by_hop(value)
         return sum(weight[..., k].repeat_interleave(per_channel, dim=1) * sums[k] for k in range(len(sums)))
 
     def mix_pairs(self, value: Tensor, stack: AdjacencyStack, vectors: Tensor) -> Tensor:
         """[V, D], pair vectors [B, K, N, N] -> [V, D]. The general way: one logit a pair and head."""
         logits = torch.einsum("bknm,hk->bhnm", vectors, self.pair.weight) + self.pair.bias[:, None, None]
+        keep = stack.reachable[:, None]
+        if self.unreachable is not None:
+            logits, keep = torch.where(keep, logits, self.unreachable[:, None, None]), stack.real[:, None]
         weigh = masked_softmax if self.average else masked_sigmoid
-        return mix_heads(weigh(logits, stack.reachable[:, None]), value, stack.batch)
+        return mix_heads(weigh(logits, keep), value, stack.batch)
 
 
 def mix_heads(weight: Tensor, value: Tensor, batch: GraphBatch) -> Tensor:
@@ -619,22 +638,35 @@ class NodeClassifier(nn.Module):
         return self.readout(x)
 
 
+def _transformer_layer(mixing: nn.Module, c: dict) -> nn.Module:
+    before_mixing, _, before_feedforward = c["norm"].partition("/")
+    norms = (before_mixing, before_feedforward or before_mixing)
+    return TransformerLayer(mixing, FeedForward(c["dim"], c["hidden"], c["feedforward_norm"]), c["dim"], norms)
+
+
 def _position_layer(c: dict) -> nn.Module:
-    mixing = PositionMixing(c["dim"], c["heads"], c["stack"], c["distance"] == "on", c["activation"])
-    return TransformerLayer(mixing, FeedForward(c["dim"], c["hidden"], c["feedforward_norm"]), c["dim"], (c["norm"], c["norm"]))
+    distance, unreachable = c["distance"] == "on", c.get("unreachable", -math.inf)
+    return _transformer_layer(PositionMixing(c["dim"], c["heads"], c["stack"], distance, c["activation"], unreachable), c)
 
 
 def _content_layer(c: dict) -> nn.Module:
-    mixing = ContentAttention(c["dim"], c["heads"], c["stack"] if c["distance"] == "on" else None)
-    return TransformerLayer(mixing, FeedForward(c["dim"], c["hidden"], c["feedforward_norm"]), c["dim"], (c["norm"], c["norm"]))
+    return _transformer_layer(ContentAttention(c["dim"], c["heads"], c["stack"] if c["distance"] == "on" else None), c)
 
 
-LAYERS: dict[str, Callable[[dict], nn.Module]] = {
-    "position": _position_layer,
-    "content": _content_layer,
-    "gin": lambda c: GINLayer(c["dim"]),
-    "modified_gin": lambda c: GINLayer(c["dim"], own="sigmoid", gate_neighbours=True),
+def _gin_layer(kind: dict) -> Callable[[dict], nn.Module]:
+    return lambda c: GINLayer(c["dim"], c.get("mlp_norm", "batch"), c.get("between_norm", "batch"), **kind)
+
+
+GIN_KINDS = {  # what each changes of GIN; graph notebook, 9.3 and 13/3
+    "gin": {},
+    "sigmoid_gin": {"own": "sigmoid"},
+    "modified_gin": {"own": "sigmoid", "gate_neighbours": True},
+    "modified_gin_without_one": {"own": "gate", "gate_neighbours": True},
+    "modified_gin_without_relu": {"own": "sigmoid", "gate_neighbours": True, "relu": False},
+    "modified_gin_without_both": {"own": "gate", "gate_neighbours": True, "relu": False},
 }
+LAYERS: dict[str, Callable[[dict], nn.Module]] = {"position": _position_layer, "content": _content_layer}
+LAYERS |= {name: _gin_layer(kind) for name, kind in GIN_KINDS.items()}
 
 
 def build_model(config: dict, seed: int) -> NodeClassifier:
@@ -762,6 +794,34 @@ def ratio_summary(curves: dict) -> dict[str, float]:
     return found
 
 
+def score_summary(curves: dict) -> dict[str, float]:
+    """What the notebook read off its score and gradient plots, as numbers, from `train`'s curves.
+
+    best, final: of the mean of both recalls; jump, class_jump, auc_jump: mean absolute change an epoch, in the second half, of that
+    score, of the gap between the recalls, and of the AUC; drift: typical change of the mean margin an epoch, in spreads of the
+    margin; rise: mean score of the last quarter less that of the first; epochs_to_0.7 and onset (of the gradient's growth): the
+    length of the run if never; spikes and growth: of the gradient norm.
+    """
+    recall, margin = curves["recall"].double().numpy(), curves["margin"].double().numpy()  # [epochs + 1, 2] both
+    norm, auc = curves["gradient_norm"].double().numpy(), curves["auc"].double().numpy()
+    balanced, gap = recall.mean(1), recall[:, 1] - recall[:, 0]
+    half, quarter = len(balanced) // 2, max(1, len(balanced) // 4)
+    reached, onset = np.flatnonzero(balanced >= 0.7), growth_onset(norm)
+    return {
+        "best": balanced[np.isfinite(balanced)].max(initial=0.0),
+        "final": balanced[-1],
+        "jump": np.abs(np.diff(balanced[half:])).mean(),
+        "class_jump": np.abs(np.diff(gap[half:])).mean(),
+        "auc_jump": np.abs(np.diff(auc[half:])).mean(),
+        "drift": np.median(np.abs(np.diff(margin[half:, 0])) / margin[half:-1, 1]),
+        "rise": balanced[-quarter:].mean() - balanced[:quarter].mean(),
+        "epochs_to_0.7": reached[0] if len(reached) else len(balanced),
+        "spikes": count_spikes(norm),
+        "onset": len(norm) if math.isnan(onset) else onset,
+        "growth": running_median(norm, 10).max() / running_median(norm[:10], 10)[0],
+    }
+
+
 def running_median(series: np.ndarray, window: int) -> np.ndarray:
     """Median of each `window` successive values: [T] -> [T - window + 1]; the median of all where there are fewer."""
     series = np.asarray(series, dtype=np.float64)
@@ -789,14 +849,25 @@ def growth_onset(norm: np.ndarray, quiet: int = 10, factor: float = 3.0, hold: i
 CHECKPOINT_SECONDS = 60.0
 
 
-def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: float, epochs: int, clip: float) -> dict:
+def train(
+    model: nn.Module,
+    batches: Sequence[GraphBatch],
+    *,
+    seed: int,
+    lr: float,
+    epochs: int,
+    clip: float,
+    warmup: int = 0,
+    held_out: Sequence[GraphBatch] | None = None,
+) -> dict:
     """Train with Adam on the class-weighted loss, one step a batch; the loop of every PATTERN experiment.
 
-    Gradients are clipped to total norm `clip` (0: not at all). Returns
+    Gradients are clipped to total norm `clip` (0: not at all); the learning rate climbs linearly over the first `warmup` steps.
+    Returns
 
     - `loss` and `gradient_norm` (before clipping) [T], and the gradient log's `names` and `weight`, `gradient`, `update` [T, P];
-    - after 0, 1, ... epochs, pooled over `batches` in evaluation mode: `recall` of both classes and `margin` (mean and spread of
-      logit 1 - logit 0), both [epochs + 1, 2], and `auc` [epochs + 1];
+    - after 0, 1, ... epochs, pooled over `held_out` (default: `batches`) in evaluation mode: `recall` of both classes and `margin`
+      (mean and spread of logit 1 - logit 0), both [epochs + 1, 2], and `auc` [epochs + 1];
     - `diverged`: the first step with a loss or gradient that is not finite, NaN if there is none.
 
     A long run keeps its state in Runtime.checkpoint and goes on from there, with bit-identical results.
@@ -806,13 +877,15 @@ def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: flo
     curves: dict[str, list[Tensor]] = {name: [] for name in ("loss", "gradient_norm", "recall", "auc", "margin")}
     start = restore(model, optimizer, log, curves)
     # Without batch norm, and with one batch, the logits of a training pass are those of an evaluation of the same weights
-    score_in_passing = len(batches) == 1 and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
-    saved = time.monotonic()
+    score_in_passing = len(batches) == 1 and held_out is None and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+    saved, scored = time.monotonic(), batches if held_out is None else held_out
     for epoch in range(start, epochs):
         if not score_in_passing:
-            score(*evaluate(model, batches), curves)
+            score(*evaluate(model, scored), curves)
         model.train()
         for b in stream(seed, "order", epoch).permutation(len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (len(curves["loss"]) + 1) / max(warmup, 1))
             logits, loss, gradient_norm = training_step(model, batches[b], optimizer, log, clip)
             curves["loss"].append(loss)
             curves["gradient_norm"].append(gradient_norm)
@@ -821,10 +894,24 @@ def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: flo
         if Runtime.checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_checkpoint(model, optimizer, log, curves, epoch + 1)
             saved = time.monotonic()
-    score(*evaluate(model, batches), curves)
+    score(*evaluate(model, scored), curves)
     result = {name: torch.stack(rows).cpu() for name, rows in curves.items()} | log.curves()
     finite = (result["loss"].isfinite() & result["gradient_norm"].isfinite()).numpy()
     return result | {"names": log.names, "diverged": math.nan if finite.all() else float(np.argmin(finite))}
+
+
+def overfit(config: dict, seed: int, model: nn.Module | None = None) -> dict:
+    """One trial of the notebook's overfit set-up: train on the first PATTERN graphs and score on the same.
+
+    config: a cell of `overfit_flags`; model: by default `build_model(config, seed)`. Returns the curves of `train`, the scalars of
+    `score_summary` and `ratio_summary`.
+    """
+    graphs = PatternData(seed).first(config["graphs"], config["order"])
+    batches = batches_of(graphs, config["batch"], padding=config.get("norm_mask") == "off")
+    model = model or build_model(config, seed)
+    how = {"lr": config["lr"], "epochs": config["epochs"], "clip": config["clip"], "warmup": config.get("warmup", 0)}
+    curves = train(model, batches, seed=seed, **how)
+    return curves | ratio_summary(curves) | score_summary(curves)
 
 
 def training_step(
@@ -1026,13 +1113,14 @@ class Check:
     """One measurable part of a claim: where the notebook's words put a number.
 
     metric: a scalar of the trial; claimed: the open range (low, high) in which the claim puts its mean; cell: the arm, as far as it
-    differs from the notebook's own settings; versus: a second arm with the same seeds, whose values are taken off seed by seed.
-    scale "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric, exact intervals and an exact test.
+    differs from the notebook's own settings (None: a derived metric, of several arms); versus: a second arm with the same seeds,
+    whose values are taken off seed by seed. scale "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric,
+    exact intervals and an exact test.
     """
 
     metric: str
     claimed: tuple[float, float]
-    cell: dict = field(default_factory=dict)
+    cell: dict | None = field(default_factory=dict)
     versus: dict | None = None
     scale: str = "difference"
 
@@ -1127,13 +1215,69 @@ class Flag:
         return self.name.replace("-", "_")
 
 
+def norm_slots(text: str) -> str:
+    """Reader of the norms before mixing and before feed-forward: one word, or two joined by a slash ("batch/layer")."""
+    slots = text.split("/")
+    if len(slots) > 2 or len(set(slots)) < len(slots) or not set(slots) <= {"layer", "batch", "none"}:
+        raise ValueError
+    return text
+
+
+norm_slots.expects = "layer, batch or none, or two of them joined by a slash"
+
+OVERFIT_FLAGS = (
+    Flag("model", one_of(*LAYERS), ("position",), "layers of this kind"),
+    Flag("activation", one_of("sigmoid", "softmax"), ("sigmoid",), "gating, or averaging"),
+    Flag("layers", at_least(1), (4,), "layers"),
+    Flag("lr", at_least(0.0, float, above=True), (1e-4,), "Adam's learning rate"),
+    Flag("stack", powers_list, ((0, 1),), "adjacency powers that a pair's weight sees"),
+    Flag("distance", one_of("on", "off"), ("on",), "hop one-hots instead of the powers themselves"),
+    Flag("norm", norm_slots, ("layer",), "norm before mixing / before feed-forward"),
+    Flag("norm-mask", one_of("on", "off"), ("on",), "norms see real nodes only, or padding too"),
+    Flag("feedforward-norm", one_of("none", "batch"), ("none",), "norm inside the feed-forward, before its ReLU"),
+    Flag("degree", one_of("off", "on"), ("off",), "give each node its degree as an input"),
+    Flag("dim", at_least(1), (100,), "width"),
+    Flag("heads", at_least(1), (1,), "heads"),
+    Flag("hidden", at_least(1), (600,), "width inside the feed-forward"),
+    Flag("graphs", at_least(1), (32,), "training graphs"),
+    Flag("batch", at_least(1), (32,), "graphs a step"),
+    Flag("order", one_of("stored", "shuffled"), ("stored",), "stored: all graphs share one pattern; shuffled: they mix 100"),
+    Flag("epochs", at_least(2), (200,), "passes over the graphs"),
+    Flag("clip", at_least(0.0, float), (5.0,), "largest gradient norm; 0: no clipping"),
+)
+TRANSFORMER_ONLY = ("activation", "stack", "distance", "unreachable", "norm", "feedforward_norm", "heads", "hidden")
+
+
+def overfit_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
+    """The flags of the notebook's overfit set-up, with other defaults where given; `without` names keys to leave out."""
+    kept = [flag for flag in OVERFIT_FLAGS if flag.key not in without]
+    return [replace(flag, default=defaults[flag.key]) if flag.key in defaults else flag for flag in kept]
+
+
+def overfit_cell(config: dict) -> dict:
+    """A cell of `overfit_flags` without what its model does not read. Raises UsageError for what contradicts itself."""
+    if config["graphs"] > len(PatternData(0)):
+        raise UsageError(f"--graphs {config['graphs']}: the training split has {len(PatternData(0))}")
+    if config["model"] in GIN_KINDS:
+        return {key: value for key, value in config.items() if key not in TRANSFORMER_ONLY}
+    if config["dim"] % config["heads"]:
+        raise UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
+    unread = {"activation", "unreachable"} if config["model"] == "content" else set()
+    if config["model"] == "content" and config["distance"] == "off":
+        unread |= {"stack"}
+    if config["norm"] == config["feedforward_norm"] == "none":
+        unread |= {"norm_mask"}
+    return {key: value for key, value in config.items() if key not in unread}
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What a script is made of.
 
     trial(config, seed) returns scalars and curves (arrays) and depends on nothing else. cell(config) drops from a cell of the
     grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run) show the finding.
-    metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run.
+    metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run. derived(run) computes
+    metrics that need several cells, a value a seed; without those whose cells the run lacks. Checks may name them.
     """
 
     file: str
@@ -1146,6 +1290,7 @@ class Experiment:
     metrics: Sequence[str]
     smoke: dict
     cell: Callable[[dict], dict] = dict
+    derived: Callable[["Run"], dict[str, Sequence[float]]] = lambda run: {}
 
     @property
     def name(self) -> str:
@@ -1637,18 +1782,23 @@ def plain(text: str) -> str:
 
 def judge(experiment: Experiment, run: Run, smoke: bool) -> list[tuple[Claim, str, str]]:
     """Every claim with its verdict and, check by check, the effect behind it."""
-    judged = []
+    judged, derived = [], experiment.derived(run)
+
+    def values(metric: str, arm: dict | None) -> Sequence[float] | None:
+        if arm is None:
+            return derived.get(metric)
+        cell = notebook_cell(experiment, smoke, **arm)
+        return run.values(run.cells.index(cell), metric) if cell in run.cells else None
+
     for claim in experiment.claims:
         verdicts, effects = [], []
         for check in claim.checks:
-            places = [
-                run.cells.index(cell) if (cell := notebook_cell(experiment, smoke, **arm)) in run.cells else None
-                for arm in ([check.cell] if check.versus is None else [check.cell, check.versus])
-            ]
-            if None in places:
+            arms = [check.cell] if check.versus is None else [check.cell, check.versus]
+            measured = [values(check.metric, arm) for arm in arms]
+            if any(one is None for one in measured):
                 verdicts.append("not tested")
                 continue
-            verdict, found = check.judge(*(run.values(place, check.metric) for place in places))
+            verdict, found = check.judge(*measured)
             verdicts.append(verdict)
             compared = "" if check.versus is None else " ratio" if check.scale == "ratio" else " difference"
             effects.append(f"{check.metric.replace('_', ' ')}{compared} {found}, claimed {range_name(check.claimed)}: {verdict}")
@@ -1679,6 +1829,11 @@ def results_table(experiment: Experiment, run: Run) -> str:
         if each:
             row.append(" ".join(f"{value:.3f}" for value in run.values(i, experiment.metrics[0])))
         lines.append("| " + " | ".join(row) + " |")
+    if derived := experiment.derived(run):
+        lines += ["", "| over several arms | mean | by seed |", "|---|---|---|"]
+        for name, values in derived.items():
+            m, seeds = mean_interval(values), " ".join(f"{value:.3f}" for value in values) if each else ""
+            lines.append(f"| {name.replace('_', ' ')} | {m.estimate:.3g} ± {m.high - m.estimate:.2g} | {seeds} |")
     return "\n".join(lines)
 
 

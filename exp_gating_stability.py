@@ -12,76 +12,20 @@ Rule        5 paired seeds, each with its own pattern; 32 stored graphs, one bat
 Cost        about 10 min on 2 cores with the defaults; `--layers 4 --lr 1e-5` alone about 3 min
 """
 
-import math
-
-import numpy as np
-
 import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 FLAGS = [
-    Flag("model", one_of("position", "gin"), ("position", "gin"), "position mixing, or the GIN reference"),
-    Flag("activation", one_of("sigmoid", "softmax"), ("sigmoid", "softmax"), "gating, or averaging"),
-    Flag("layers", at_least(1), (4, 2, 1), "layers"),
-    Flag("lr", at_least(0.0, float, above=True), (1e-4, 1e-5), "Adam's learning rate"),
-    Flag("stack", core.powers_list, ((0, 1),), "adjacency powers that a pair's weight sees"),
-    Flag("distance", one_of("on", "off"), ("on",), "hop one-hots instead of the powers themselves"),
-    Flag("norm", one_of("layer", "batch", "none"), ("layer",), "norm before mixing and before feed-forward"),
-    Flag("norm-mask", one_of("on", "off"), ("on",), "norms see real nodes only, or padding too"),
-    Flag("feedforward-norm", one_of("none", "batch"), ("none",), "norm inside the feed-forward, before its ReLU"),
-    Flag("degree", one_of("off", "on"), ("off",), "give each node its degree as an input"),
+    *core.overfit_flags(model=("position", "gin"), activation=("sigmoid", "softmax"), layers=(4, 2, 1), lr=(1e-4, 1e-5)),
     Flag("readout", one_of("plain", "centred"), ("plain",), "centred: the mean over all nodes is taken off before the readout"),
-    Flag("dim", at_least(1), (100,), "width"),
-    Flag("heads", at_least(1), (1,), "heads"),
-    Flag("hidden", at_least(1), (600,), "width inside the feed-forward"),
-    Flag("graphs", at_least(1), (32,), "training graphs"),
-    Flag("batch", at_least(1), (32,), "graphs a step"),
-    Flag("order", one_of("stored", "shuffled"), ("stored",), "stored: all graphs share one pattern; shuffled: they mix 100"),
-    Flag("epochs", at_least(2), (200,), "passes over the graphs"),
-    Flag("clip", at_least(0.0, float), (5.0,), "largest gradient norm; 0: no clipping"),
 ]
-ONLY_POSITION = ("activation", "stack", "distance", "norm", "feedforward_norm", "heads", "hidden")
-
-
-def cell(config: dict) -> dict:
-    """Without what the model does not read."""
-    if config["graphs"] > len(core.PatternData(0)):
-        raise core.UsageError(f"--graphs {config['graphs']}: the training split has {len(core.PatternData(0))}")
-    if config["model"] == "gin":
-        return {key: value for key, value in config.items() if key not in ONLY_POSITION}
-    if config["dim"] % config["heads"]:
-        raise core.UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
-    has_norm = config["norm"] != "none" or config["feedforward_norm"] != "none"
-    return config if has_norm else {key: value for key, value in config.items() if key != "norm_mask"}
 
 
 def trial(config: dict, seed: int) -> dict:
-    graphs = core.PatternData(seed).first(config["graphs"], config["order"])
-    batches = core.batches_of(graphs, config["batch"], padding=config.get("norm_mask") == "off")
     model = core.build_model(config, seed)
     if config["readout"] == "centred":
         model.readout.register_forward_pre_hook(lambda module, inputs: (inputs[0] - inputs[0].mean(0),))
-    curves = core.train(model, batches, seed=seed, lr=config["lr"], epochs=config["epochs"], clip=config["clip"])
-    recall = curves["recall"].double().numpy()  # [epochs + 1, 2]
-    score, swing = recall.mean(1), recall[:, 1] - recall[:, 0]
-    half, quarter = len(score) // 2, max(1, len(score) // 4)
-    margin = curves["margin"].double().numpy()  # [epochs + 1, (mean, spread)]
-    reached = np.flatnonzero(score >= 0.7)
-    norm = curves["gradient_norm"].double().numpy()
-    onset = core.growth_onset(norm)
-    return curves | core.ratio_summary(curves) | {
-        "best": score[np.isfinite(score)].max(initial=0.0),
-        "final": score[-1],
-        "jump": np.abs(np.diff(score[half:])).mean(),
-        "class_jump": np.abs(np.diff(swing[half:])).mean(),
-        "auc_jump": np.abs(np.diff(curves["auc"].double().numpy()[half:])).mean(),
-        "drift": np.median(np.abs(np.diff(margin[half:, 0])) / margin[half:-1, 1]),
-        "rise": score[-quarter:].mean() - score[:quarter].mean(),
-        "epochs_to_0.7": reached[0] if len(reached) else len(score),
-        "spikes": core.count_spikes(norm),
-        "onset": len(norm) if math.isnan(onset) else onset,  # never: the end of the run
-        "growth": core.running_median(norm, 10).max() / core.running_median(norm[:10], 10)[0],
-    }  # fmt: skip
+    return core.overfit(config, seed, model)
 
 
 ONE, TWO, SLOW = {"layers": 1}, {"layers": 2}, {"lr": 1e-5}  # arms, as they differ from 4 gating layers at 1e-4
@@ -164,7 +108,7 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 SMOKE = {"layers": (2,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (3,)}
 METRICS = ["best", "final", "jump", "class_jump", "auc_jump", "drift", "epochs_to_0.7", "spikes"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
+EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, core.overfit_cell)
 
 
 def main(argv: list[str] | None = None) -> int:
