@@ -408,6 +408,7 @@ class AdjacencyStack:
         met = self.values != 0
         self.reachable = met.any(1)
         self.hop = (met & (met.cumsum(1) == 1)).to(self.values.dtype)
+        self.met = self.hop.any(dim=-1).any(dim=-1).any(dim=0).tolist()  # PATTERN has diameter 2 or 3: most hops are empty
         self.real = batch.nodes[:, :, None] & batch.nodes[:, None, :]
         counted = torch.cat([self.hop.sum(-1), (self.real & ~self.reachable).sum(-1)[:, None].to(self.hop.dtype)], 1)
         self.hop_count = batch.pack(counted.transpose(1, 2))
@@ -415,7 +416,8 @@ class AdjacencyStack:
     def sums_by_hop(self, x: Tensor) -> list[Tensor]:
         """x [V, D] summed over the nodes at each hop: K tensors [V, D]. Hop 0 of a real node is the node itself: no product."""
         itself = 0 if not self.batch.padding else None  # padding slots are not even their own neighbours
-        return [x if power == itself else self.batch.mix(self.hop[:, k], x) for k, power in enumerate(self.powers)]
+        hops = zip(self.powers, self.met, self.hop.unbind(1), strict=True)
+        return [x if power == itself else self.batch.mix(hop, x) if met else torch.zeros_like(x) for power, met, hop in hops]
 
     def sum_unreached(self, x: Tensor, sums: list[Tensor]) -> Tensor:
         """x [V, D] summed over the real nodes that a node does not reach: its graph's total less its `sums_by_hop`. [V, D]"""
@@ -475,10 +477,23 @@ class Linear(nn.Linear):
         return super().forward(x)
 
 
+class Centred(nn.Module):
+    """x [V, D] less its mean over all nodes: what they share is taken off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
 def make_norm(kind: str, dim: int) -> nn.Module:
-    """A norm over packed nodes [V, D]: "layer", "batch" or "none". Packed input holds real nodes only, so no statistic sees
-    padding."""
-    return {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "none": lambda _: nn.Identity()}[kind](dim)
+    """A norm over packed nodes [V, D]: "layer", "batch", "centred" or "none". Packed input holds real nodes only, so no statistic
+    sees padding."""
+    kinds = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d, "centred": lambda _: Centred(), "none": lambda _: nn.Identity()}
+    return kinds[kind](dim)
+
+
+def divided(x: Tensor, by: float | str, batch: GraphBatch) -> Tensor:
+    """x [V, D] over a number, or over how many nodes each node sums ("degree": itself and its neighbours) or the root of that."""
+    return x / (batch.degree[:, None] + 1) ** {"degree": 1.0, "root-degree": 0.5}[by] if isinstance(by, str) else x / by
 
 
 class PositionMixing(nn.Module):
@@ -488,16 +503,23 @@ class PositionMixing(nn.Module):
     (its gating). With `distance` the vector is the one-hot of the hop, so a head is K scalars and mixing is a sum of K constant
     products: no per-pair logit is made. Values are projected per head, then comes an output projection; no queries, no keys.
     Pairs that no power connects have the logit `unreachable`: -inf shuts them out, a finite number is learned from there.
-    Source: graph notebook, 6/3 and 13/3.
+    What is summed goes through `divided`. Source: graph notebook, 6/3 and 13/3.
     """
 
     def __init__(
-        self, dim: int, heads: int, powers: Sequence[int], distance: bool, activation: str, unreachable: float = -math.inf
+        self,
+        dim: int,
+        heads: int,
+        powers: Sequence[int],
+        distance: bool,
+        activation: str,
+        unreachable: float = -math.inf,
+        divide: float | str = 1.0,
     ):
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide width {dim}")
-        self.heads, self.powers, self.distance = heads, tuple(powers), distance
+        self.heads, self.powers, self.distance, self.divide = heads, tuple(powers), distance, divide
         self.average = {"softmax": True, "sigmoid": False}[activation]
         self.value, self.out = Linear(dim, dim), Linear(dim, dim)
         self.pair = nn.Linear(len(self.powers), heads)
@@ -506,7 +528,8 @@ class PositionMixing(nn.Module):
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
         stack = adjacency_stack(batch, self.powers)
         value = self.value(x)
-        return self.out(self.mix_hops(value, stack) if self.distance else self.mix_pairs(value, stack, stack.values))
+        mixed = self.mix_hops(value, stack) if self.distance else self.mix_pairs(value, stack, stack.values)
+        return self.out(divided(mixed, self.divide, batch))
 
     def mix_hops(self, value: Tensor, stack: AdjacencyStack) -> Tensor:
         """[V, D] -> [V, D]; the same as mix_pairs(value, stack, stack.hop) in exact arithmetic."""
@@ -574,18 +597,28 @@ class FeedForward(nn.Sequential):
 
 
 class TransformerLayer(nn.Module):
-    """Mixing, then feed-forward, each with a residual and a norm of its own ("layer", "batch", "none"), by default norm first."""
+    """Mixing, then feed-forward, each with a residual and a norm of its own ("layer", "batch", "none"), by default norm first;
+    `mixed_norm` stands behind mixing, before the residual."""
 
-    def __init__(self, mixing: nn.Module, feedforward: nn.Module, dim: int, norms: tuple[str, str], norm_first: bool = True):
+    def __init__(
+        self,
+        mixing: nn.Module,
+        feedforward: nn.Module,
+        dim: int,
+        norms: tuple[str, str],
+        norm_first: bool = True,
+        mixed_norm: str = "none",
+    ):
         super().__init__()
+        self.mixed_norm = make_norm(mixed_norm, dim)
         self.mixing, self.feedforward, self.norm_first = mixing, feedforward, norm_first
         self.norm1, self.norm2 = make_norm(norms[0], dim), make_norm(norms[1], dim)
 
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
         if self.norm_first:
-            x = x + self.mixing(self.norm1(x), batch)
+            x = x + self.mixed_norm(self.mixing(self.norm1(x), batch))
             return x + self.feedforward(self.norm2(x))
-        x = self.norm1(x + self.mixing(x, batch))
+        x = self.norm1(x + self.mixed_norm(self.mixing(x, batch)))
         return self.norm2(x + self.feedforward(x))
 
 
@@ -593,25 +626,33 @@ class GINLayer(nn.Module):
     """x + relu(norm(MLP(own x + neighbours))), MLP = Linear, BatchNorm, ReLU, Linear with hidden = width.
 
     own: "eps" is 1 + eps (GIN, Xu et al. 2019), "sigmoid" is 1 + sigmoid(eps), "gate" is sigmoid(eps). neighbours: the sum of
-    relu(x) over neighbours (`relu` off: of x), times sigmoid(eps2) if `gate_neighbours`. mlp_norm, out_norm: "batch", "layer" or
-    "none". Source: graph notebook, 8.3 and 13/3; its modified GIN is own="sigmoid", gate_neighbours=True.
+    relu(x) over neighbours (`relu` off: of x), times sigmoid(eps2) if `gate_neighbours`; both go through `divided`. mlp_norm,
+    out_norm: "batch", "layer" or "none". Source: graph notebook, 8.3 and 13/3; its modified GIN is own="sigmoid" with
+    gate_neighbours.
     """
 
     def __init__(
-        self, dim: int, mlp_norm="batch", out_norm="batch", own: str = "eps", gate_neighbours: bool = False, relu: bool = True
+        self,
+        dim: int,
+        mlp_norm: str = "batch",
+        out_norm: str = "batch",
+        own: str = "eps",
+        gate_neighbours: bool = False,
+        relu: bool = True,
+        divide: float | str = 1.0,
     ):
         super().__init__()
         self.mlp, self.norm = FeedForward(dim, dim, mlp_norm), make_norm(out_norm, dim)
         self.eps = nn.Parameter(torch.zeros(()))
         self.eps2 = nn.Parameter(torch.zeros(())) if gate_neighbours else None
-        self.own, self.relu = own, relu
+        self.own, self.relu, self.divide = own, relu, divide
 
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
         own = {"eps": lambda: 1 + self.eps, "sigmoid": lambda: 1 + self.eps.sigmoid(), "gate": self.eps.sigmoid}[self.own]()
         neighbours = batch.mix(batch.adjacency, x.relu() if self.relu else x)
         if self.eps2 is not None:
             neighbours = self.eps2.sigmoid() * neighbours
-        return x + self.norm(self.mlp(own * x + neighbours)).relu()
+        return x + self.norm(self.mlp(divided(own * x + neighbours, self.divide, batch))).relu()
 
 
 # %% 7 Models
@@ -619,13 +660,14 @@ class GINLayer(nn.Module):
 
 class NodeClassifier(nn.Module):
     """Symbol one-hots (with `degree`: and the share of the graph that a node is joined to) -> Linear -> layers -> Linear to
-    2 logits a node: GraphBatch -> [V, 2]."""
+    2 logits a node: GraphBatch -> [V, 2]. readout: "plain", or with a norm before it: "centred", "layer" or "batch"."""
 
-    def __init__(self, layers: Sequence[nn.Module], dim: int, degree: bool = False):
+    def __init__(self, layers: Sequence[nn.Module], dim: int, degree: bool = False, readout: str = "plain"):
         super().__init__()
         self.degree = degree
         self.embed = Linear(PATTERN_SYMBOLS + degree, dim)
         self.layers = nn.ModuleList(layers)
+        self.readout_norm = make_norm("none" if readout == "plain" else readout, dim)
         self.readout = Linear(dim, 2)
 
     def forward(self, batch: GraphBatch) -> Tensor:
@@ -635,18 +677,20 @@ class NodeClassifier(nn.Module):
         x = self.embed(x)
         for layer in self.layers:
             x = layer(x, batch)
-        return self.readout(x)
+        return self.readout(self.readout_norm(x))
 
 
 def _transformer_layer(mixing: nn.Module, c: dict) -> nn.Module:
     before_mixing, _, before_feedforward = c["norm"].partition("/")
     norms = (before_mixing, before_feedforward or before_mixing)
-    return TransformerLayer(mixing, FeedForward(c["dim"], c["hidden"], c["feedforward_norm"]), c["dim"], norms)
+    feedforward = FeedForward(c["dim"], c["hidden"], c["feedforward_norm"])
+    return TransformerLayer(mixing, feedforward, c["dim"], norms, mixed_norm=c["mixed_norm"])
 
 
 def _position_layer(c: dict) -> nn.Module:
-    distance, unreachable = c["distance"] == "on", c.get("unreachable", -math.inf)
-    return _transformer_layer(PositionMixing(c["dim"], c["heads"], c["stack"], distance, c["activation"], unreachable), c)
+    distance, unreachable = c["distance"] == "on", -math.inf if c["unreachable"] == "shut" else c["unreachable"]
+    how = (c["dim"], c["heads"], c["stack"], distance, c["activation"], unreachable, c["divide"])
+    return _transformer_layer(PositionMixing(*how), c)
 
 
 def _content_layer(c: dict) -> nn.Module:
@@ -654,7 +698,7 @@ def _content_layer(c: dict) -> nn.Module:
 
 
 def _gin_layer(kind: dict) -> Callable[[dict], nn.Module]:
-    return lambda c: GINLayer(c["dim"], c.get("mlp_norm", "batch"), c.get("between_norm", "batch"), **kind)
+    return lambda c: GINLayer(c["dim"], c.get("mlp_norm", "batch"), c.get("between_norm", "batch"), divide=c["divide"], **kind)
 
 
 GIN_KINDS = {  # what each changes of GIN; graph notebook, 9.3 and 13/3
@@ -673,7 +717,7 @@ def build_model(config: dict, seed: int) -> NodeClassifier:
     """The node classifier that a config names (model, layers, dim, and what its layers read), initialised from the seed."""
     with initialised_from(seed):
         layers = [LAYERS[config["model"]](config) for _ in range(config["layers"])]
-        return NodeClassifier(layers, config["dim"], config["degree"] == "on").to(Runtime.device)
+        return NodeClassifier(layers, config["dim"], config["degree"] == "on", config["readout"]).to(Runtime.device)
 
 
 # %% 8 Losses and metrics
@@ -987,6 +1031,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def interleaved_medians(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds a call of each arm, medians over rounds in which all arms take turns; two rounds more pay for pages and kernels."""
+    times = {name: [] for name in arms}
+    for round_number in range(rounds + 2):
+        for name, arm in arms.items():
+            start = time.perf_counter()
+            arm()
+            if round_number >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(taken)) for name, taken in times.items()}
+
+
 def bench(threads: int, rounds: int) -> str:
     """Time the layers against each other: arms interleaved, medians over rounds, as text. 32 stored graphs, width 100, 4 layers."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -994,7 +1050,8 @@ def bench(threads: int, rounds: int) -> str:
     set_up("cpu", threads)
     (batch,) = batches_of(PatternData(0).first(32), 32)
     common = {"dim": 100, "layers": 4, "heads": 1, "stack": (0, 1), "distance": "on", "activation": "sigmoid", "norm": "layer"}
-    common |= {"feedforward_norm": "none", "degree": "off"}
+    common |= {"feedforward_norm": "none", "degree": "off", "unreachable": "shut", "readout": "plain", "divide": 1.0}
+    common |= {"mixed_norm": "none"}
 
     def stepper(**changes) -> Callable[[], object]:
         model = build_model(common | changes, 0)
@@ -1024,14 +1081,7 @@ def bench(threads: int, rounds: int) -> str:
         "square product": lambda: OneDNNLinear.product(square, square) if HAS_ONEDNN else square @ square.T,
         "500 graphs": lambda: PatternData(1)[:500],
     }
-    times = {name: [] for name in arms}
-    for round_number in range(rounds + 2):  # the first two pay for pages and kernels
-        for name, arm in arms.items():
-            start = time.perf_counter()
-            arm()
-            if round_number >= 2:
-                times[name].append(time.perf_counter() - start)
-    t = {name: float(np.median(taken)) for name, taken in times.items()}
+    t = interleaved_medians(arms, rounds)
     with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_flops}) as counter:
         wide()
     achieved, peak = counter.get_total_flops() / t["gating, hidden 600"], 2 * 2048**3 / t["square product"]
@@ -1106,6 +1156,21 @@ def rate_difference_p(hits: Sequence[float], base: Sequence[float]) -> float:
 
     table = [[int(np.sum(x)), len(x) - int(np.sum(x))] for x in (hits, base)]
     return float(stats.fisher_exact(table).pvalue)
+
+
+def variance_shares(signs: np.ndarray, values: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+    """What explains a two-level full factorial: signs [arms, F] of +-1, values [arms, S] -> for each factor (f,) and each pair
+    (f, g) the share [S] of the variance over arms that it explains, as main effect or interaction; NaN where nothing varies."""
+    effects = [(f,) for f in range(signs.shape[1])] + list(itertools.combinations(range(signs.shape[1]), 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {effect: (signs[:, effect].prod(1) @ values / len(values)) ** 2 / values.var(0) for effect in effects}
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's; zero where one of them never changes."""
+    from scipy import stats
+
+    return float(stats.spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -1225,6 +1290,26 @@ def norm_slots(text: str) -> str:
 
 norm_slots.expects = "layer, batch or none, or two of them joined by a slash"
 
+
+def logit_or_shut(text: str) -> float | str:
+    """Reader of a logit, or the word "shut": a logit of -inf, which argparse would take for a flag."""
+    if text != "shut" and not math.isfinite(float(text)):
+        raise ValueError
+    return text if text == "shut" else float(text)
+
+
+logit_or_shut.expects = "a number, or shut for -inf"
+
+
+def divisor(text: str) -> float | str:
+    """Reader of a positive number, "degree" or "root-degree"."""
+    if text in ("degree", "root-degree"):
+        return text
+    return at_least(0.0, float, above=True)(text)
+
+
+divisor.expects = "a number > 0, degree or root-degree"
+
 OVERFIT_FLAGS = (
     Flag("model", one_of(*LAYERS), ("position",), "layers of this kind"),
     Flag("activation", one_of("sigmoid", "softmax"), ("sigmoid",), "gating, or averaging"),
@@ -1232,9 +1317,15 @@ OVERFIT_FLAGS = (
     Flag("lr", at_least(0.0, float, above=True), (1e-4,), "Adam's learning rate"),
     Flag("stack", powers_list, ((0, 1),), "adjacency powers that a pair's weight sees"),
     Flag("distance", one_of("on", "off"), ("on",), "hop one-hots instead of the powers themselves"),
+    Flag("unreachable", logit_or_shut, ("shut",), "logit of pairs that no power connects; a number is learned from there"),
     Flag("norm", norm_slots, ("layer",), "norm before mixing / before feed-forward"),
+    Flag("mixed-norm", one_of("none", "layer", "batch"), ("none",), "norm behind mixing, before the residual"),
+    Flag("divide", divisor, (1.0,), "what a layer sums over nodes is divided by this"),
     Flag("norm-mask", one_of("on", "off"), ("on",), "norms see real nodes only, or padding too"),
     Flag("feedforward-norm", one_of("none", "batch"), ("none",), "norm inside the feed-forward, before its ReLU"),
+    Flag(
+        "readout", one_of("plain", "centred", "layer", "batch"), ("plain",), "norm before it; centred: less the mean of all nodes"
+    ),
     Flag("degree", one_of("off", "on"), ("off",), "give each node its degree as an input"),
     Flag("dim", at_least(1), (100,), "width"),
     Flag("heads", at_least(1), (1,), "heads"),
@@ -1245,7 +1336,7 @@ OVERFIT_FLAGS = (
     Flag("epochs", at_least(2), (200,), "passes over the graphs"),
     Flag("clip", at_least(0.0, float), (5.0,), "largest gradient norm; 0: no clipping"),
 )
-TRANSFORMER_ONLY = ("activation", "stack", "distance", "unreachable", "norm", "feedforward_norm", "heads", "hidden")
+TRANSFORMER_ONLY = ("activation", "stack", "distance", "unreachable", "norm", "mixed_norm", "feedforward_norm", "heads", "hidden")
 
 
 def overfit_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
@@ -1262,7 +1353,7 @@ def overfit_cell(config: dict) -> dict:
         return {key: value for key, value in config.items() if key not in TRANSFORMER_ONLY}
     if config["dim"] % config["heads"]:
         raise UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
-    unread = {"activation", "unreachable"} if config["model"] == "content" else set()
+    unread = {"activation", "unreachable", "divide"} if config["model"] == "content" else set()
     if config["model"] == "content" and config["distance"] == "off":
         unread |= {"stack"}
     if config["norm"] == config["feedforward_norm"] == "none":
@@ -1436,6 +1527,17 @@ def extremes(run: Run, metric: str) -> str:
     if len(mean) == 1:
         return f"{mean[most]:.3f}"
     return f"most with {most} ({mean[most]:.3f}), least with {least} ({mean[least]:.3f})"
+
+
+def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str, np.ndarray]:
+    """`variance_shares` of a metric, by name ("lr", "lr x clip"), a value a seed; {} unless the run is the factors' full factorial
+    with two levels each."""
+    levels = {factor: list(dict.fromkeys(cell.get(factor) for cell in run.cells)) for factor in factors}
+    if len(run.cells) != 2 ** len(factors) or any(len(level) != 2 for level in levels.values()):
+        return {}
+    signs = np.array([[1 - 2 * levels[factor].index(cell[factor]) for factor in factors] for cell in run.cells])
+    values = np.array([run.values(i, metric) for i in range(len(run.cells))])
+    return {" x ".join(factors[i] for i in effect): share for effect, share in variance_shares(signs, values).items()}
 
 
 def code_fingerprint(*paths: Path | str) -> str:
@@ -1747,6 +1849,27 @@ def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
     return Figure("ratio", figure, finding, columns)
 
 
+def matrix_figure(kind: str, finding: str, names: Sequence[str], shares: dict[str, dict[str, np.ndarray]]) -> Figure:
+    """For each response its `factorial_shares`, mean and spread over seeds: factors on the diagonal, their pairs below it."""
+    plt, columns = pyplot(), {}
+    figure, grid = plt.subplots(1, len(shares), figsize=(6.4 * len(shares), 5.4), squeeze=False)
+    labels = [name.replace("_", " ") for name in names]
+    for axes, (response, found) in zip(grid.flat, shares.items(), strict=True):
+        table = np.full((len(names), len(names)), np.nan)
+        for effect, share in found.items():
+            row, column = names.index(effect.split(" x ")[-1]), names.index(effect.split(" x ")[0])
+            table[row, column] = share.mean()
+            axes.text(column, row, f"{share.mean():.2f}\n±{share.std():.2f}", ha="center", va="center", fontsize=10)
+            columns[f"{response} | {effect}"] = share
+        axes.imshow(table, cmap="Blues", vmin=0, vmax=1.3)
+        axes.set_xticks(range(len(names)), labels, rotation=35, ha="right")
+        axes.set_yticks(range(len(names)), labels)
+        axes.set_title(f"share of the variance of {response.replace('_', ' ')}")
+        axes.grid(False)
+    figure.suptitle(textwrap.fill(finding, 120), fontsize=12)
+    return Figure(kind, figure, finding, columns)
+
+
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write STEM.png and, with the figure's numbers, STEM.csv."""
     image, text = io.BytesIO(), io.StringIO()
@@ -1977,7 +2100,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             raise UsageError("--fresh with --reuse: one runs all again, the other nothing; drop one")
         cells = expand_grid(experiment, options)
         if options.smoke:
-            options.seeds = min(options.seeds, 2)
+            options.seeds = min(options.seeds, 2 if len(cells) < 32 else 1)
         set_up(options.device, options.threads)
         check_writable("--runs", options.runs)
         if not options.smoke:

@@ -13,19 +13,9 @@ Cost        about 10 min on 2 cores with the defaults; `--layers 4 --lr 1e-5` al
 """
 
 import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+from core import ANY_ABOVE, ANY_BELOW, Check, Claim
 
-FLAGS = [
-    *core.overfit_flags(model=("position", "gin"), activation=("sigmoid", "softmax"), layers=(4, 2, 1), lr=(1e-4, 1e-5)),
-    Flag("readout", one_of("plain", "centred"), ("plain",), "centred: the mean over all nodes is taken off before the readout"),
-]
-
-
-def trial(config: dict, seed: int) -> dict:
-    model = core.build_model(config, seed)
-    if config["readout"] == "centred":
-        model.readout.register_forward_pre_hook(lambda module, inputs: (inputs[0] - inputs[0].mean(0),))
-    return core.overfit(config, seed, model)
+FLAGS = core.overfit_flags(model=("position", "gin"), activation=("sigmoid", "softmax"), layers=(4, 2, 1), lr=(1e-4, 1e-5))
 
 
 ONE, TWO, SLOW = {"layers": 1}, {"layers": 2}, {"lr": 1e-5}  # arms, as they differ from 4 gating layers at 1e-4
@@ -108,7 +98,7 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 SMOKE = {"layers": (2,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (3,)}
 METRICS = ["best", "final", "jump", "class_jump", "auc_jump", "drift", "epochs_to_0.7", "spikes"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, core.overfit_cell)
+EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, core.overfit, CLAIMS, figures, headline, METRICS, SMOKE, core.overfit_cell)
 
 
 def main(argv: list[str] | None = None) -> int:

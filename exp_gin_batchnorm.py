@@ -17,15 +17,12 @@ import numpy as np
 import torch
 
 import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 FLAGS = [
     Flag("mlp-norm", one_of("batch", "layer", "none"), ("batch", "none"), "norm inside each MLP, before its ReLU"),
     Flag("between-norm", one_of("batch", "layer", "none"), ("batch", "none"), "norm behind each MLP, between the layers"),
-    Flag(
-        "divide", at_least(1.0, float), (1.0, 58.0), "what enters each MLP is divided by this; a node has 58 neighbours on average"
-    ),
-    *core.overfit_flags(without=("model", *core.TRANSFORMER_ONLY)),
+    *core.overfit_flags(without=("model", *core.TRANSFORMER_ONLY), divide=(1.0, 58.0)),  # a node has 58 neighbours on average
 ]
 
 
@@ -56,8 +53,6 @@ def watch_relus(model: torch.nn.Module) -> dict[str, list[list[torch.Tensor]]]:
 
 def trial(config: dict, seed: int) -> dict:
     model = core.build_model(config, seed)
-    for layer in model.layers:
-        layer.mlp.register_forward_pre_hook(lambda module, inputs: (inputs[0] / config["divide"],))
     seen = watch_relus(model)
     result = core.overfit(config, seed, model)
     moments = {where: torch.stack([torch.stack(rows) for rows in layers], 1) for where, layers in seen.items()}  # [T, layers, 2]

@@ -26,6 +26,7 @@ SOURCE = Path(core.__file__).read_text()
 CONFIG = {
     "model": "position", "layers": 2, "dim": 8, "heads": 2, "hidden": 12, "stack": (0, 1), "distance": "on",
     "activation": "sigmoid", "norm": "layer", "feedforward_norm": "none", "degree": "off",
+    "unreachable": "shut", "readout": "plain", "divide": 1.0, "mixed_norm": "none",
 }  # fmt: skip
 
 
@@ -296,26 +297,28 @@ def test_linear_is_torchs_linear():
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("powers", [(0, 1), (1,), (0, 2), (0, 1, 2, 3)])
 @pytest.mark.parametrize("padding", [False, True])
-def test_fast_hop_mixing_is_the_general_mixing(graphs, activation, heads, powers, padding):
+@pytest.mark.parametrize("unreachable", [-math.inf, 0.7])
+def test_fast_hop_mixing_is_the_general_mixing(graphs, activation, heads, powers, padding, unreachable):
     batch = core.GraphBatch([*graphs, lonely_graph()], padding=padding)
     torch.manual_seed(0)
-    mixing = core.PositionMixing(8, heads, powers, True, activation)
+    mixing = core.PositionMixing(8, heads, powers, True, activation, unreachable)
     x, stack = random_nodes(batch), core.adjacency_stack(batch, powers)
     fast, general = mixing.mix_hops(x, stack), mixing.mix_pairs(x, stack, stack.hop)
     torch.testing.assert_close(fast, general, rtol=1e-4, atol=1e-4)
-    inputs = (x, mixing.pair.weight, mixing.pair.bias)
+    inputs = (x, *mixing.pair.parameters(), *([] if mixing.unreachable is None else [mixing.unreachable]))
     for a, b in zip(gradients(fast, *inputs), gradients(general, *inputs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("distance", [True, False])
-def test_position_mixing_pair_by_pair(graphs, activation, distance):
+@pytest.mark.parametrize("unreachable, divide", [(-math.inf, 1.0), (0.7, 3.0), (-math.inf, "degree"), (-2.0, "root-degree")])
+def test_position_mixing_pair_by_pair(graphs, activation, distance, unreachable, divide):
     """Against loops in NumPy, node by node."""
     graphs = [graphs[0], lonely_graph()]
     batch, powers = core.GraphBatch(graphs), (0, 1, 2)
     torch.manual_seed(0)
-    mixing = core.PositionMixing(4, 2, powers, distance, activation)
+    mixing = core.PositionMixing(4, 2, powers, distance, activation, unreachable, divide)
     x = random_nodes(batch, 4)
     out = mixing(x, batch).detach().numpy()
     w, bias = mixing.pair.weight.detach().numpy(), mixing.pair.bias.detach().numpy()
@@ -326,12 +329,14 @@ def test_position_mixing_pair_by_pair(graphs, activation, distance):
         vectors = np.stack([np.linalg.matrix_power(step, k) for k in powers], -1)  # [n, n, K]
         mixed = np.zeros_like(v)
         for i in range(len(v)):
-            reach = [j for j in range(len(v)) if vectors[i, j].any()]
             for h in range(2):
-                pair = [np.eye(3)[np.flatnonzero(vectors[i, j])[0]] if distance else vectors[i, j] for j in reach]
-                logit = np.array([w[h] @ p + bias[h] for p in pair])
+                logit = np.full(len(v), unreachable)
+                for j in np.flatnonzero(vectors[i].any(-1)):
+                    pair = np.eye(3)[np.flatnonzero(vectors[i, j])[0]] if distance else vectors[i, j]
+                    logit[j] = w[h] @ pair + bias[h]
                 weight = 1 / (1 + np.exp(-logit)) if activation == "sigmoid" else np.exp(logit) / np.exp(logit).sum()
-                mixed[i, 2 * h : 2 * h + 2] = weight @ v[reach, 2 * h : 2 * h + 2]
+                mixed[i, 2 * h : 2 * h + 2] = weight @ v[:, 2 * h : 2 * h + 2]
+            mixed[i] /= {"degree": adjacency[i].sum() + 1, "root-degree": np.sqrt(adjacency[i].sum() + 1)}.get(divide, divide)
         expected = mixed @ mixing.out.weight.detach().numpy().T + mixing.out.bias.detach().numpy()
         np.testing.assert_allclose(out[rows_of(batch, b)], expected, rtol=2e-4, atol=2e-4)
 
