@@ -1038,6 +1038,8 @@ def interleaved_medians(arms: dict[str, Callable[[], object]], rounds: int) -> d
         for name, arm in arms.items():
             start = time.perf_counter()
             arm()
+            if Runtime.device.type == "cuda":
+                torch.cuda.synchronize()
             if round_number >= 2:
                 times[name].append(time.perf_counter() - start)
     return {name: float(np.median(taken)) for name, taken in times.items()}
@@ -1847,6 +1849,28 @@ def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
     columns = {f"{title} | {row}": line for title, (rows, values) in maps.items() for row, line in zip(rows, values, strict=True)}
     return Figure("ratio", figure, finding, columns)
+
+
+def dots_figure(
+    run: Run, kind: str, finding: str, metrics: Sequence[str], x: str, log: bool = False, lines: dict[str, float] | None = None
+) -> Figure:
+    """A row an arm and a colour a metric: every seed a dot, their mean a bar. `lines` names numbers to be dashed."""
+    plt, columns, names = pyplot(), {}, [cell_name(cell, varying(run.cells)) for cell in run.cells]
+    figure, axes = plt.subplots(figsize=(9, 0.22 * len(names) * (1 + len(metrics)) + 1.8))
+    for m, (metric, colour) in enumerate(zip(metrics, itertools.cycle(COLOURS.values()))):
+        for i, name in enumerate(names):
+            values, row = run.values(i, metric), i + 0.7 * (m + 0.5) / len(metrics) - 0.35
+            axes.plot(values, [row] * len(values), "o", color=colour, markersize=5, alpha=0.5)
+            axes.plot(np.mean(values), row, "|", color=colour, markersize=16, markeredgewidth=3, label=metric.replace("_", " "))
+            columns[f"{name} | {metric}"] = values
+    for label, number in (lines or {}).items():
+        axes.axvline(number, color="black", linestyle="--", linewidth=1, label=label)
+    axes.set(xlabel=x, xscale="log" if log else "linear", yticks=range(len(names)), yticklabels=names)
+    axes.invert_yaxis()
+    legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
+    figure.suptitle(textwrap.fill(finding, 95), fontsize=12)
+    return Figure(kind, figure, finding, columns)
 
 
 def matrix_figure(kind: str, finding: str, names: Sequence[str], shares: dict[str, dict[str, np.ndarray]]) -> Figure:

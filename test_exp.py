@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import core
 
@@ -26,6 +27,7 @@ OVERFIT_EFFECTS = {
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
+    "exp_gin_vs_gating": {},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {
         "mlp_norm": ("layer", {}), "between_norm": ("layer", {}), "norm_mask": ("off", {}),
@@ -222,3 +224,15 @@ def test_exit_codes_of_the_process(tmp_path):
     wrong = run(command(tmp_path, "--layers", "0"))
     assert (wrong.returncode, wrong.stdout) == (2, "") and wrong.stderr.count("\n") == 1
     assert run([sys.executable, str(HERE / "core.py"), "nonsense"]).returncode == 2
+
+
+@pytest.mark.parametrize("padding", [False, True])
+def test_messages_along_edges_are_the_dense_products(padding):
+    script, graphs = importlib.import_module("exp_gin_vs_gating"), core.PatternData(3).first(3)
+    dense, edges = core.GraphBatch(graphs, padding=padding), script.EdgeBatch(graphs, padding=padding)
+    x = torch.randn(len(dense.label), 5, requires_grad=True)
+    one, two = dense.mix(dense.adjacency, x), edges.mix(edges.adjacency, x)
+    assert "edges" in edges.cache
+    torch.testing.assert_close(one, two)
+    for a, b in zip(*(torch.autograd.grad(out.square().sum(), x) for out in (one, two)), strict=True):
+        torch.testing.assert_close(a, b)
