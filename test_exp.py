@@ -24,10 +24,11 @@ OVERFIT_EFFECTS = {
     "unreachable": (1.0, {}), "readout": ("centred", {}), "divide": ("degree", {}), "mixed_norm": ("batch", {}),
     "hidden": (4, {}), "graphs": (3, {}), "batch": (1, {}), "order": ("shuffled", {}), "epochs": (5, {}), "clip": (1e-3, {}),
 }  # fmt: skip
+OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in core.TRANSFORMER_ONLY}
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
-    "exp_gin_vs_gating": {},
+    "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {
         "mlp_norm": ("layer", {}), "between_norm": ("layer", {}), "norm_mask": ("off", {}),
