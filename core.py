@@ -984,7 +984,7 @@ def evaluate(model: nn.Module, batches: Sequence[GraphBatch]) -> tuple[Tensor, T
 def score(logits: Tensor, label: Tensor, curves: dict[str, list[Tensor]]) -> None:
     """Append both class recalls, the AUC, and mean and spread of the margin (logit 1 - logit 0) to the curves; recalls and AUC are
     NaN once a logit is not finite, so that no divergence looks calm."""
-    diverged = ~logits.isfinite().all()
+    diverged = ~logits[label != IGNORED].isfinite().all()
     margin = (logits[:, 1] - logits[:, 0])[label != IGNORED]
     curves["margin"].append(torch.stack([margin.mean(), margin.std()]))
     curves["recall"].append(class_recalls(confusion(logits, label)).masked_fill(diverged, math.nan))

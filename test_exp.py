@@ -28,6 +28,7 @@ OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in 
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
+    "exp_gin_emulation": {"start": ("hand", {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {

@@ -1,0 +1,118 @@
+"""Is position gating with its weights set by hand GIN, and what should pairs out of reach get?
+
+Entry       graph notebook, steps 0 to 2 (before 6/3), 6/3 (todo and done: unreachable bias, initial values, single layer)
+Hypothesis  With stack [0, 1], hops, equal positive weights, a large negative bias and -inf for unreachable pairs, gating is GIN's
+            aggregation, so it overfits as GIN does, frozen or learned. Default initial values work just as well as those set by
+            hand. Not sending unreachable pairs to a negative number is worse. -1000 may trouble the gradient.
+            Ours: a logit of -1000 is -inf but for rounding, so it troubles nothing; -1 is not negative enough, -10 is.
+Rule        5 paired seeds, the overfit set-up with a single layer, as on that day: 32 stored graphs, 200 steps. "Is GIN's
+            aggregation": largest difference below 1e-6 of the largest sum. "As well", "as GIN": best scores within 0.02. "Worse":
+            lower. A claim stands if the 95% interval of every check lies in its range, and falls if one lies outside.
+Cost        about 5 min on 2 cores; with `--layers 4 --unreachable shut` about 5 min
+"""
+
+import torch
+
+import core
+from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+
+HAND = 20.0  # sigmoid(20) is 1 in float32
+FLAGS = [
+    *core.overfit_flags(model=("position", "gin"), layers=(1,), unreachable=("shut", 1.0, -1.0, -10.0, -1000.0)),
+    Flag("start", one_of("default", "hand", "frozen"), ("default", "hand", "frozen"),
+         "a pair's logits: torch's default initial values; set by hand to GIN's; so set and never learned"),
+]  # fmt: skip
+
+
+def cell(config: dict) -> dict:
+    config = core.overfit_cell(config)
+    return {key: value for key, value in config.items() if key != "start" or config["model"] == "position"}
+
+
+def set_by_hand(mixing: core.PositionMixing, frozen: bool) -> None:
+    """Equal positive weights and a large negative bias: the logit of every pair that some power connects is +HAND."""
+    with torch.no_grad():
+        mixing.pair.weight.fill_(2 * HAND)
+        mixing.pair.bias.fill_(-HAND)
+    if frozen:
+        mixing.pair.requires_grad_(False)
+        if mixing.unreachable is not None:
+            mixing.unreachable.requires_grad_(False)
+
+
+@torch.no_grad()
+def distance_from_gin(mixing: core.PositionMixing, batch: core.GraphBatch, dim: int) -> float:
+    """Largest difference between what the layer sums and GIN's x + sum over neighbours, over the largest such sum."""
+    x = torch.randn(len(batch.label), dim, generator=torch.Generator().manual_seed(0)).to(batch.adjacency.device)
+    stack = core.adjacency_stack(batch, mixing.powers)
+    ours = mixing.mix_hops(x, stack) if mixing.distance else mixing.mix_pairs(x, stack, stack.values)
+    gin = x + batch.mix(batch.adjacency, x)
+    return float((ours - gin).abs().max() / gin.abs().max())
+
+
+def trial(config: dict, seed: int) -> dict:
+    model = core.build_model(config, seed)
+    batch = core.GraphBatch(core.PatternData(seed).first(config["graphs"], config["order"]), core.Runtime.device)
+    mixings = [layer.mixing for layer in model.layers if config["model"] == "position"]
+    for mixing in mixings:
+        if config["start"] != "default":
+            set_by_hand(mixing, config["start"] == "frozen")
+    before = max((distance_from_gin(mixing, batch, config["dim"]) for mixing in mixings), default=0.0)
+    result = core.overfit(config, seed, model)
+    return result | {
+        "from_gin_at_first": before,
+        "from_gin_at_last": max((distance_from_gin(mixing, batch, config["dim"]) for mixing in mixings), default=0.0),
+        "last_loss": float(result["loss"][-1]),
+        "unreachable_gate": max(
+            (float(m.unreachable.detach().sigmoid().max()) for m in mixings if m.unreachable is not None), default=0.0
+        ),
+    }
+
+
+HAND_SET, FROZEN, GIN = {"start": "hand"}, {"start": "frozen"}, {"model": "gin"}
+SAME, WORSE = (-0.02, 0.02), (ANY_BELOW, 0.0)
+CLAIMS = [
+    Claim("set by hand, with -inf out of reach, gating is GIN's aggregation", "steps 1, 2",
+          [Check("from_gin_at_first", (ANY_BELOW, 1e-6), start) for start in (HAND_SET, FROZEN)]),
+    Claim("a single gating layer passes 0.6", "6/3", [Check("best", (0.6, ANY_ABOVE))]),
+    Claim("gating as expressive as GIN overfits as GIN does: frozen, and learned", "before 6/3",
+          [Check("best", SAME, FROZEN, versus=GIN), Check("best", SAME, HAND_SET, versus=GIN)]),
+    Claim("default initial values work just as well as those set by hand", "6/3", [Check("best", SAME, {}, versus=HAND_SET)]),
+    Claim("frozen works just as well as learned (our question)", "step 2", [Check("best", SAME, FROZEN, versus=HAND_SET)]),
+    *(Claim(f"an unreachable logit that starts at {value:g} instead of -inf is worse{ours}", "6/3",
+            [Check("best", WORSE, {"unreachable": value}, versus={})])
+      for value, ours in ((1.0, ""), (-1.0, " (our question)"))),
+    Claim("so it is with the gates set by hand (our question)", "6/3",
+          [Check("best", WORSE, HAND_SET | {"unreachable": 1.0}, versus=HAND_SET)]),
+    Claim("-10 is as good as -inf (our question)", "6/3", [Check("best", SAME, {"unreachable": -10.0}, versus={})]),
+    Claim("-1000 troubles the gradient: worse than -inf", "6/3", [Check("best", WORSE, {"unreachable": -1000.0}, versus={})]),
+    Claim("-1000 is -inf but for rounding (our question)", "6/3",
+          [Check(metric, (-1e-3, 1e-3), {"unreachable": -1000.0}, versus={}) for metric in ("last_loss", "best")]),
+]  # fmt: skip
+
+
+def headline(run: core.Run) -> str:
+    return f"best score: {core.extremes(run, 'best')}"
+
+
+def figures(run: core.Run) -> list[core.Figure]:
+    return [
+        core.dots_figure(run, "best", f"Best score: {core.extremes(run, 'best')}", ["best"], "best balanced accuracy",
+                         lines={"notebook: worth debugging above": 0.6}),
+        core.curves_figure(run, "score", f"Jump of the score a step: {core.extremes(run, 'jump')}",
+                           lambda cell, result: {cell.get("activation", "gin"): result["recall"].mean(1)}, core.varying(run.cells),
+                           "epoch", "balanced accuracy"),
+    ]  # fmt: skip
+
+
+SMOKE = {"lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (4,)}
+METRICS = ["best", "final", "jump", "drift", "from_gin_at_first", "from_gin_at_last", "unreachable_gate"]
+EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return core.main(EXPERIMENT, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
