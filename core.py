@@ -1828,6 +1828,21 @@ def curves_figure(
     return Figure(kind, figure, finding, columns)
 
 
+def mixing_name(cell: dict) -> str:
+    """What tells the models apart: the activation of mixing layers, the model's name for others (all kinds of GIN: "gin")."""
+    return cell.get("activation", "gin" if cell["model"] in GIN_KINDS else cell["model"])
+
+
+def score_figure(
+    run: Run, arm: Callable[[dict], str] = mixing_name, told: Sequence[str] = ("activation",), notebook: Callable = lambda cell: {}
+) -> Figure:
+    """Score by epoch: a colour an arm, a panel for each combination of what varies beside the keys `told` by the arm."""
+    panels = [key for key in varying(run.cells) if key not in told]
+    lines = lambda cell, result: {arm(cell): result["recall"].mean(1)}  # noqa: E731
+    finding = f"Best score: {extremes(run, 'best')}. Jump an epoch: {extremes(run, 'jump')}"
+    return curves_figure(run, "score", finding, lines, panels, "epoch", "balanced accuracy", notebook=notebook)
+
+
 def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
     """Heat maps of grad/weight, module by step, mean over seeds: one for the first cell of each arm, on one colour scale."""
     plt, arms, maps = pyplot(), [arm(cell) for cell in run.cells], {}
@@ -1852,11 +1867,12 @@ def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
 
 
 def dots_figure(
-    run: Run, kind: str, finding: str, metrics: Sequence[str], x: str, log: bool = False, lines: dict[str, float] | None = None
+    run: Run, kind: str, finding: str, metrics: Sequence[str], x: str, scale: str = "linear", lines: dict[str, float] | None = None
 ) -> Figure:
-    """A row an arm and a colour a metric: every seed a dot, their mean a bar. `lines` names numbers to be dashed."""
+    """A row an arm and a colour a metric: every seed a dot, their mean a bar. `lines` names numbers to be dashed. scale:
+    "linear", "log", or "symlog" for what may be zero: linear below 1e-6."""
     plt, columns, names = pyplot(), {}, [cell_name(cell, varying(run.cells)) for cell in run.cells]
-    figure, axes = plt.subplots(figsize=(9, 0.22 * len(names) * (1 + len(metrics)) + 1.8))
+    figure, axes = plt.subplots(figsize=(9, 0.15 * len(names) * (1.5 + len(metrics)) + 1.8))
     for m, (metric, colour) in enumerate(zip(metrics, itertools.cycle(COLOURS.values()))):
         for i, name in enumerate(names):
             values, row = run.values(i, metric), i + 0.7 * (m + 0.5) / len(metrics) - 0.35
@@ -1865,7 +1881,8 @@ def dots_figure(
             columns[f"{name} | {metric}"] = values
     for label, number in (lines or {}).items():
         axes.axvline(number, color="black", linestyle="--", linewidth=1, label=label)
-    axes.set(xlabel=x, xscale="log" if log else "linear", yticks=range(len(names)), yticklabels=names)
+    axes.set_xscale(scale, **({"linthresh": 1e-6} if scale == "symlog" else {}))
+    axes.set(xlabel=x, yticks=range(len(names)), yticklabels=names)
     axes.invert_yaxis()
     legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)

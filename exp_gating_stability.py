@@ -62,16 +62,11 @@ CLAIMS = [
 ]  # fmt: skip
 
 
-def arm(config: dict) -> str:
-    """What tells the models apart: gin, sigmoid or softmax."""
-    return config.get("activation", config["model"])
-
-
 def notebook_score(config: dict) -> dict:
     """The scores that the notebook names, where it names them."""
     named = {("softmax", 4): 0.6, ("sigmoid", 1): 0.7, ("gin", 4): 0.9}
-    value = named.get((arm(config), config["layers"]))
-    return {arm(config): value} if value and config["lr"] == 1e-4 else {}
+    value = named.get((core.mixing_name(config), config["layers"]))
+    return {core.mixing_name(config): value} if value and config["lr"] == 1e-4 else {}
 
 
 def headline(run: core.Run) -> str:
@@ -79,20 +74,18 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    gating = core.only(run, [i for i, cell in enumerate(run.cells) if arm(cell) == "sigmoid"] or [0])
+    gating = core.only(run, [i for i, cell in enumerate(run.cells) if core.mixing_name(cell) == "sigmoid"] or [0])
     swing = f"Step of the gap between recalls: {core.extremes(gating, 'class_jump')}. Of AUC: {core.extremes(gating, 'auc_jump')}"
     panels = [key for key in core.varying(run.cells) if key not in ("model", "activation")]
     return [
-        core.curves_figure(run, "score", f"Jump of the score a step: {core.extremes(run, 'jump')}",
-                           lambda cell, result: {arm(cell): result["recall"].mean(1)}, panels,
-                           "epoch", "balanced accuracy", notebook=notebook_score),
+        core.score_figure(run, told=("model", "activation"), notebook=notebook_score),
         core.curves_figure(gating, "recalls", swing,
                            lambda cell, r: {"class 0": r["recall"][:, 0], "class 1": r["recall"][:, 1], "AUC": r["auc"]},
                            core.varying(gating.cells), "epoch", "class recall, AUC"),
         core.curves_figure(run, "gradient", f"Growth of the gradient norm over its start: {core.extremes(run, 'growth')}",
-                           lambda cell, result: {arm(cell): result["gradient_norm"]}, panels,
+                           lambda cell, result: {core.mixing_name(cell): result["gradient_norm"]}, panels,
                            "step", "gradient norm before clipping", log=True),
-        core.ratio_figure(run, arm),
+        core.ratio_figure(run, core.mixing_name),
     ]  # fmt: skip
 
 

@@ -108,11 +108,10 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    others = [key for key in core.varying(run.cells) if key not in ("mlp_norm", "between_norm")]
+    told = ("mlp_norm", "between_norm")
+    others = [key for key in core.varying(run.cells) if key not in told]
     return [
-        core.curves_figure(run, "score", f"Best score: {core.extremes(run, 'best')}",
-                           lambda cell, result: {arm(cell): result["recall"].mean(1)}, others, "epoch", "balanced accuracy",
-                           notebook=lambda cell: {"both none": 0.5} if arm(cell) == "both none" else {}),
+        core.score_figure(run, arm, told, notebook=lambda cell: {"both none": 0.5} if arm(cell) == "both none" else {}),
         core.curves_figure(run, "variance", f"Largest variance entering a ReLU: {core.extremes(run, 'relu_variance')}",
                            lambda cell, result: {arm(cell): result["variance_entering_relu"].max(1)}, others,
                            "step", "variance over nodes, highest layer", log=True),

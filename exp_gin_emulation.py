@@ -99,9 +99,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     return [
         core.dots_figure(run, "best", f"Best score: {core.extremes(run, 'best')}", ["best"], "best balanced accuracy",
                          lines={"notebook: worth debugging above": 0.6}),
-        core.curves_figure(run, "score", f"Jump of the score a step: {core.extremes(run, 'jump')}",
-                           lambda cell, result: {cell.get("activation", "gin"): result["recall"].mean(1)}, core.varying(run.cells),
-                           "epoch", "balanced accuracy"),
+        core.score_figure(run),
     ]  # fmt: skip
 
 

@@ -96,12 +96,9 @@ def headline(run: core.Run) -> str:
 def figures(run: core.Run) -> list[core.Figure]:
     notebook = {"sigmoid_gin": 0.84, "modified_gin_without_relu": 0.846}
     return [
-        core.curves_figure(run, "score", f"Best score: {core.extremes(run, 'best')}",
-                           lambda cell, result: {cell.get("activation", "gin"): result["recall"].mean(1)}, core.varying(run.cells),
-                           "epoch", "balanced accuracy",
-                           notebook=lambda cell: {"gin": notebook[cell["model"]]} if cell["model"] in notebook else {}),
+        core.score_figure(run, notebook=lambda cell: {"gin": notebook[cell["model"]]} if cell["model"] in notebook else {}),
         core.dots_figure(run, "time", f"Time of a step over that of GIN: {core.extremes(run, 'time_over_gin')}",
-                         ["time_over_gin", "time_over_gin_on_edges"], "time of a step, ratio", log=True, lines={"equal": 1.0}),
+                         ["time_over_gin", "time_over_gin_on_edges"], "time of a step, ratio", scale="log", lines={"equal": 1.0}),
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Every exp_*.py, found by glob: smoke run, bad input, resume, the effect of each flag; and real processes: kill, torchrun."""
 
 import importlib
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import core
+import exp_masking as masking
 
 HERE = Path(core.__file__).parent
 SCRIPTS = sorted(path.stem for path in HERE.glob("exp_*.py"))
@@ -28,6 +30,7 @@ OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in 
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
+    "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
     "exp_gin_emulation": {"start": ("hand", {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
@@ -238,3 +241,78 @@ def test_messages_along_edges_are_the_dense_products(padding):
     torch.testing.assert_close(one, two)
     for a, b in zip(*(torch.autograd.grad(out.square().sum(), x) for out in (one, two)), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def padded_batch():
+    """Three graphs of unequal size, padding as nodes."""
+    batch = core.GraphBatch(core.PatternData(3, fresh=True)[:3], padding=True)
+    assert len(set(batch.sizes)) > 1
+    return batch
+
+
+def weights_by_loop(logits, reachable, method, activation):
+    """[N] logits of one row, the pairs to keep -> its weights, entry by entry."""
+    added = {"exact": -math.inf, "inf": -math.inf, "zero-nan": -math.inf, "multiply": 0.0, "-1000": -1000.0, "-1": -1.0, "0": 0.0}
+    shifted = [logit if kept else logit + added[method] for logit, kept in zip(logits, reachable, strict=True)]
+    if activation == "sigmoid":
+        weight = [0.0 if z < -700 else 1 / (1 + math.exp(-z)) for z in shifted]
+    elif max(shifted) == -math.inf:
+        weight = [math.nan if method == "inf" else 0.0] * len(shifted)
+    else:
+        share = [math.exp(z - max(shifted)) for z in shifted]
+        weight = [one / sum(share) for one in share]
+    return [w if kept or method != "multiply" else 0.0 for w, kept in zip(weight, reachable, strict=True)]
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("method", ["exact", *masking.ADDED])
+@pytest.mark.parametrize("distance", ["on", "off"])
+def test_masked_attention_against_a_loop(method, activation, distance):
+    batch, config = padded_batch(), smoke_cell(masking, mask=method, activation=activation, distance=distance)
+    mixing = masking.build(config, 5).layers[0].mixing
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((batch.nodes.numel(), config["dim"]), "float32"))
+    stack = core.adjacency_stack(batch, (0, 1))
+    vectors, reachable = (stack.hop if distance == "on" else stack.values).numpy(), stack.reachable.numpy()
+    slope, bias = mixing.pair.weight.detach().double().numpy()[0], float(mixing.pair.bias.detach())
+    value = mixing.value(x).detach().double().numpy().reshape(*batch.shape, -1)
+    expected = np.zeros_like(value)
+    for b in range(batch.shape[0]):
+        for i in range(batch.shape[1]):
+            logits = [sum(slope[k] * vectors[b, k, i, j] for k in range(2)) + bias for j in range(batch.shape[1])]
+            weight = weights_by_loop(logits, reachable[b, i], method, activation)
+            expected[b, i] = sum(w * v for w, v in zip(weight, value[b], strict=True))
+    mixed = masking.attend(mixing, method, x, batch)[2].detach().numpy().reshape(expected.shape)
+    np.testing.assert_allclose(mixed, expected, rtol=1e-4, atol=1e-5)
+    assert np.isnan(mixed).any() == (method == "inf" and activation == "softmax")
+    torch.testing.assert_close(mixing(x, batch), mixing.out(torch.from_numpy(mixed).flatten(0, 1)), equal_nan=True)
+
+
+def test_exact_mask_is_core_position_mixing():
+    batch, config = padded_batch(), smoke_cell(masking, activation="softmax")
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((batch.nodes.numel(), config["dim"]), "float32"))
+    ours, core_s = masking.build(config, 5).layers[0].mixing, core.build_model(config, 5).layers[0].mixing
+    torch.testing.assert_close(ours(x, batch), core_s(x, batch), rtol=1e-5, atol=1e-6)
+
+
+def test_leak_meter_finds_a_planted_leak_and_no_other(monkeypatch):
+    config, honest = smoke_cell(masking, graphs=3, epochs=2), masking.attend
+    result = masking.trial(config, 1)
+    clean = ["forward_layer", "backward_layer", "unreachable", "alone", "padding_mixed", "nan_forward", "gradient_error"]
+    assert all(result[metric] < 1e-6 for metric in clean) and result["forward_batch_blind"] > 1e-3
+
+    def leaky(mixing, method, x, batch):
+        """A thousandth of every graph's sum over all slots, padding too, on every node."""
+        logits, weight, mixed = honest(mixing, method, x, batch)
+        total = batch.pad(mixing.value(x)).sum(1, keepdim=True).expand(*batch.shape, -1)
+        return logits, weight, mixed + 1e-3 * batch.pack(total)
+
+    monkeypatch.setattr(masking, "attend", leaky)
+    result = masking.trial(config, 1)
+    for metric in ("forward_layer", "backward_layer", "forward_batch", "forward_pool", "unreachable", "alone", "padding_mixed"):
+        assert result[metric] > 1e-6, metric
+
+
+def test_relative_counts_nan_as_all_and_nothing_as_none():
+    one = torch.ones(2)
+    assert masking.relative(one * 0.5, one * 2) == 0.25 and masking.relative(one * torch.nan, one) == 1.0
+    assert masking.relative(one[:0], one) == 0.0 and masking.relative(one, one * torch.nan) == 1.0
