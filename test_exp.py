@@ -1,6 +1,7 @@
 """Every exp_*.py, found by glob: smoke run, bad input, resume, the effect of each flag; and real processes: kill, torchrun."""
 
 import importlib
+import itertools
 import math
 import os
 import signal
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 import core
+import exp_content_ceiling
 import exp_masking as masking
+import exp_pattern_stats
 
 HERE = Path(core.__file__).parent
 SCRIPTS = sorted(path.stem for path in HERE.glob("exp_*.py"))
@@ -30,6 +33,8 @@ OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in 
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
+    "exp_pattern_stats": {"graphs": (33, {}), "order": ("shuffled", {}), "split": ("val", {})},
+    "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
     "exp_gin_emulation": {"start": ("hand", {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
@@ -316,3 +321,104 @@ def test_relative_counts_nan_as_all_and_nothing_as_none():
     one = torch.ones(2)
     assert masking.relative(one * 0.5, one * 2) == 0.25 and masking.relative(one * torch.nan, one) == 1.0
     assert masking.relative(one[:0], one) == 0.0 and masking.relative(one, one * torch.nan) == 1.0
+
+
+def test_neighbour_counts_are_those_of_the_dense_adjacency():
+    graphs = core.PatternData(3).first(8, "shuffled")
+    for graph in graphs:
+        dense = graph.adjacency().astype(int)
+        degree, on_pattern = exp_pattern_stats.neighbours(graph)
+        np.testing.assert_array_equal(degree, dense.sum(1))
+        np.testing.assert_array_equal(on_pattern, dense @ graph.label)
+
+
+def test_pattern_stats_are_those_of_the_notebooks_own_formulas():
+    """Its sums over P^1 by pair of labels, on a padded batch, give the trial's shares; so does its p[connect] over all pairs."""
+    result = exp_pattern_stats.trial({"graphs": 32, "order": "stored", "split": "train"}, 3)
+    batch = core.GraphBatch(core.PatternData(3).first(32))
+    step = core.adjacency_stack(batch, (0, 1)).values[:, 1].double()
+    label = torch.full(batch.nodes.shape, -1)
+    label[batch.nodes] = batch.label
+    pair = {(a, b): (label == a)[:, :, None] & (label == b)[:, None, :] for a, b in itertools.product((0, 1), repeat=2)}
+    total = {key: step[where].sum().item() for key, where in pair.items()}
+    for kind, name in enumerate(("outside_share", "pattern_share")):
+        assert total[kind, 1] / (total[kind, 0] + total[kind, 1]) == pytest.approx(result[name], abs=1e-6)
+    connect = [(pair[kind, 0].sum() + pair[kind, 1].sum()).item() / (label == kind).sum().item() for kind in (0, 1)]
+    assert connect[0] - connect[1] == pytest.approx(result["pairs_gap"], abs=1e-6)
+    assert result["degree_low"] == batch.degree.min() and result["degree_high"] == batch.degree.max()
+
+
+def test_the_notebooks_table_and_recalls_leave_one_split():
+    """3631 nodes, and the three lines of recalls of 6/3 fit 576 pattern nodes and no other number."""
+    table, degrees = exp_pattern_stats.TABLE, np.array(exp_pattern_stats.DEGREES)
+    assert table.sum() == 3631 and (table * degrees)[:3].tolist() == [72, 75, 104] and (table * degrees).max() == 9114
+    assert (table * degrees).sum() == 173764
+    recalls = (0.9931260229132569, 0.2013888888888889), (0.7080196399345335, 0.890625), (0.3656301145662848, 0.9861111111111112)
+    fits = [
+        on
+        for on in range(1, 3631)
+        if all(round(c * n) / n == c for line in recalls for c, n in zip(line, (3631 - on, on), strict=True))
+    ]
+    assert fits == [576]
+
+
+def test_expected_shares_match_simulation():
+    rng = np.random.default_rng(0)
+    for hidden in (6, 18, 33):
+        sums = np.zeros((2, 2))
+        for _ in range(400):
+            graph = core.plant(core.Pattern(np.zeros((hidden, hidden), bool), np.zeros(hidden, np.uint8)), rng)
+            dense, on = graph.adjacency(), graph.label == 1
+            inside = np.triu(rng.random((hidden, hidden)) < 0.5, 1)  # a fresh pattern each time: its density averages out
+            dense[np.ix_(on, on)] = inside | inside.T
+            share = dense[:, on].sum(1) / dense.sum(1)
+            sums += [[share[~on].sum(), (~on).sum()], [share[on].sum(), on.sum()]]
+        np.testing.assert_allclose(sums[:, 0] / sums[:, 1], exp_pattern_stats.expected_shares(hidden), atol=0.004)
+
+
+def tiny_graphs(seed, count, nodes):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        label = np.array([0, 1, *rng.integers(2, size=nodes - 2)], dtype=np.uint8)
+        edges = np.zeros(math.ceil(nodes * (nodes - 1) / 16), np.uint8)
+        yield core.Graph(edges, rng.integers(3, size=nodes, dtype=np.uint8), label, 0, np.zeros(nodes))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ceilings_are_the_best_of_all_functions(seed):
+    graphs = list(tiny_graphs(seed, 2, 5))
+    label = np.concatenate([graph.label for graph in graphs])
+
+    def best(group, groups):
+        recalls = [[np.mean(np.array(f)[group][label == c] == c) for c in (0, 1)] for f in itertools.product((0, 1), repeat=groups)]
+        return np.mean(recalls, 1).max()
+
+    symbol = np.concatenate([graph.feature for graph in graphs])
+    graph_and_symbol = np.concatenate([3 * i + graph.feature for i, graph in enumerate(graphs)])
+    np.testing.assert_allclose(exp_content_ceiling.ceilings(graphs), (best(graph_and_symbol, 6), best(symbol, 3)))
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_content_by_symbol_is_content_attention(heads):
+    """Same logits and gradients as node by node, also where a graph lacks a symbol."""
+    core.set_up("cpu", 1)
+    config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, False, dim=8, heads=heads, layers=2, hidden=8)
+    lacking = core.PatternData(0)[0]._replace(feature=core.PatternData(0)[0].feature % 2)
+    batch = core.GraphBatch([*core.PatternData(0)[1:3], lacking])
+    nodewise = core.build_model(exp_content_ceiling.FIXED | config, 0)
+    symbolwise = exp_content_ceiling.BySymbol(core.build_model(exp_content_ceiling.FIXED | config, 0))
+    outputs = [model(batch) for model in (nodewise, symbolwise)]
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(core.class_weighted_cross_entropy(logits, batch.label), list(model.parameters()))
+        for logits, model in zip(outputs, (nodewise, symbolwise), strict=True)
+    ]
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_no_training_without_distance_passes_the_ceiling():
+    core.set_up("cpu", 1)
+    config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, True, lr=1e-2, dim=16, epochs=150)
+    result = exp_content_ceiling.trial(config, 0)
+    assert -1e-6 < result["shortfall"] < 0.03 and result["ceiling"] >= result["symbol_ceiling"]
