@@ -1543,10 +1543,12 @@ def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str,
 
 
 def code_fingerprint(*paths: Path | str) -> str:
-    """Eight hex digits of what the code does: its syntax trees, comments and docstrings aside."""
+    """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws and
+    writes is left out: core.py from section 14 on (code refers only upwards), `figures` and `headline` of a script."""
     digest = hashlib.sha256()
     for path in paths:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+        tree = ast.parse(Path(path).read_text(encoding="utf-8").partition("\n# %% 14 ")[0])
+        tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline")]
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
@@ -1739,13 +1741,14 @@ def collect(trials: Sequence[Trial], code: str) -> Run:
 
 COLOURS = {"sigmoid": "#0072B2", "softmax": "#D55E00", "gin": "#009E73"}  # one arm, one colour, in all figures
 COLOURS |= {"class 0": "#56B4E9", "class 1": "#CC79A7", "AUC": "#000000"}
-SPARE_COLOURS = ("#E69F00", "#999999", "#F0E442")
+SPARE_COLOURS = ("#E69F00", "#882255", "#999999", "#332288", "#8C564B", "#44AA99")
 
 
-def colour_of(name: str) -> str:
-    """The same colour for the same arm in every figure: that of the first known word in its name."""
-    known = [colour for word, colour in COLOURS.items() if word in name]
-    return known[0] if known else SPARE_COLOURS[sum(name.encode()) % len(SPARE_COLOURS)]
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """The same colour for the same arm in every figure: that of the first known word in its name; spare ones for the others, in
+    order."""
+    spare = itertools.cycle(SPARE_COLOURS)
+    return {name: next((c for word, c in COLOURS.items() if word in name), None) or next(spare) for name in dict.fromkeys(names)}
 
 
 class Figure(NamedTuple):
@@ -1797,6 +1800,8 @@ def curves_figure(
     numbers that the notebook gives for the cell: dashed lines.
     """
     plt, columns = pyplot(), {}
+    cells = list(zip(run.cells, run.results, strict=True))
+    colours = colours_of([name for cell, results in cells for name in (*lines(cell, results[0]), *notebook(cell))])
     panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
     last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(3)
     across = min(len(panels), len(last))
@@ -1810,17 +1815,17 @@ def curves_figure(
         axes.set_xlabel(x)
         axes.tick_params(labelbottom=True)
     figure.supylabel(y, fontsize=11)
-    for i, cell in enumerate(run.cells):
+    for cell, results in cells:
         axes = grid.flat[panels.index(cell_name(cell, panel_keys))]
-        drawn = [lines(cell, result) for result in run.results[i]]
+        drawn = [lines(cell, result) for result in results]
         for name in drawn[0]:
             curves = np.array([one[name] for one in drawn], dtype=np.float64)  # [S, T]
-            axes.plot(curves.T, color=colour_of(name), linewidth=0.6, alpha=0.5)
-            axes.plot(curves.mean(0), color=colour_of(name), linewidth=1.8, label=name)
+            axes.plot(curves.T, color=colours[name], linewidth=0.6, alpha=0.5)
+            axes.plot(curves.mean(0), color=colours[name], linewidth=1.8, label=name)
             for seed, curve in zip(run.seeds, curves, strict=True):
                 columns[f"{cell_name(cell, varying(run.cells))} | {name} | seed {seed}"] = curve
         for name, number in notebook(cell).items():
-            axes.axhline(number, color=colour_of(name), linestyle="--", linewidth=1, label=f"notebook, {name}")
+            axes.axhline(number, color=colours[name], linestyle="--", linewidth=1, label=f"notebook, {name}")
     legend = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     legend = dict(sorted(legend.items(), key=lambda entry: entry[0].startswith("notebook")))  # measured first
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend) if len(legend) < 4 else 2)

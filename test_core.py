@@ -912,6 +912,22 @@ def test_other_code_is_not_reused_unless_asked(toy, capsys):
     assert "0 of them finished before" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("legend.frameon", "legend.fancybox", True),  # section 14
+        ('LOGBOOK_TITLE = "# Logbook\\n"', 'LOGBOOK_TITLE = "# Book\\n"', True),  # section 15
+        ("CHECKPOINT_SECONDS = 60.0", "CHECKPOINT_SECONDS = 61.0", False),  # section 10
+        ('"""Replace a file wholly or not at all', '"""Exchange a file wholly or not at all', True),
+    ],
+)
+def test_drawing_and_words_do_not_decide_a_trial(tmp_path, old, new, same):
+    changed = SOURCE.replace(old, new)
+    assert changed != SOURCE
+    (tmp_path / "core.py").write_text(changed)
+    assert (core.code_fingerprint(tmp_path / "core.py") == core.code_fingerprint(core.__file__)) == same
+
+
 def test_a_record_is_exact_and_without_pickle(toy):
     assert toy.run("--a", "3", "--seeds", "1") == 0
     (path,) = records(toy)

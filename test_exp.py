@@ -33,6 +33,7 @@ OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in 
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
+    "exp_receptive_field": {},
     "exp_pattern_stats": {"graphs": (33, {}), "order": ("shuffled", {}), "split": ("val", {})},
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
