@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import resource
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -394,25 +395,23 @@ def test_distance_bias_joins_content_attention(graphs):
     assert not torch.allclose(attention(x, batch), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("options", "own", "gate", "relu"),
-    [
-        ({}, lambda e: 1 + e, lambda e: 1, True),
-        ({"own": "sigmoid", "gate_neighbours": True}, lambda e: 1 + 1 / (1 + math.exp(-e)), lambda e: 1 / (1 + math.exp(-e)), True),
-        ({"own": "gate", "relu": False}, lambda e: 1 / (1 + math.exp(-e)), lambda e: 1, False),
-    ],
-)
-def test_gin_layer_against_its_formula(graphs, options, own, gate, relu):
-    graph = graphs[0]
+@pytest.mark.parametrize("kind", core.GIN_KINDS)
+@pytest.mark.parametrize("divide", [1.0, 7.0, "degree"])
+def test_gin_kinds_against_the_notebooks_formulas(graphs, kind, divide):
+    graph, sigmoid = graphs[0], lambda e: 1 / (1 + math.exp(-e))
     batch = core.GraphBatch([graph])
-    torch.manual_seed(0)
-    layer = core.GINLayer(6, mlp_norm="none", out_norm="none", **options)
+    net = core.build_model(CONFIG | {"model": kind, "layers": 1, "mlp_norm": "none", "between_norm": "none", "divide": divide}, 0)
+    (layer,) = net.layers
     for name, parameter in layer.named_parameters():
         if name.startswith("eps"):
             parameter.data.fill_({"eps": 0.3, "eps2": -0.7}[name])
-    x = random_nodes(batch, 6)
-    neighbours = dense(graph).float() @ (x.relu() if relu else x)
-    inner = own(0.3) * x + gate(-0.7) * neighbours
+    x = random_nodes(batch)
+    own = {"gin": 1.3, "sigmoid_gin": 1 + sigmoid(0.3), "modified_gin": 1 + sigmoid(0.3)}.get(kind, sigmoid(0.3))
+    own = 1 + sigmoid(0.3) if kind == "modified_gin_without_relu" else own
+    gate = 1.0 if kind in ("gin", "sigmoid_gin") else sigmoid(-0.7)
+    relu = kind not in ("modified_gin_without_relu", "modified_gin_without_both")
+    inner = own * x + gate * (dense(graph).float() @ (x.relu() if relu else x))
+    inner = inner / (torch.from_numpy(dense(graph).numpy().sum(1) + 1)[:, None].float() if divide == "degree" else divide)
     first, last = layer.mlp[0], layer.mlp[3]
     expected = x + (F.linear(F.linear(inner, first.weight, first.bias).relu(), last.weight, last.bias)).relu()
     torch.testing.assert_close(layer(x, batch), expected, rtol=1e-4, atol=1e-4)
@@ -442,6 +441,10 @@ def test_transformer_layer_places_its_norms(batch):
     torch.testing.assert_close(last, norm(half + feedforward(half)))
     slots = core.TransformerLayer(mixing, feedforward, 8, ("batch", "none"))
     assert isinstance(slots.norm1, torch.nn.BatchNorm1d) and isinstance(slots.norm2, torch.nn.Identity)
+    behind = core.TransformerLayer(mixing, feedforward, 8, ("layer", "layer"), mixed_norm="batch")(x, batch)
+    mixed = mixing(norm(x), batch)
+    half = x + (mixed - mixed.mean(0)) / (mixed.var(0, unbiased=False) + 1e-5).sqrt()
+    torch.testing.assert_close(behind, half + feedforward(norm(half)), rtol=1e-3, atol=1e-3)
     inside = core.FeedForward(8, 12, "batch")
     assert inside[1](torch.randn(500, 12) * 3 + 2).detach().std() == pytest.approx(1, abs=0.05)
 
@@ -486,6 +489,37 @@ def test_padding_reaches_real_nodes_only_through_batch_norm(graphs, norm):
     assert grad[~real].eq(0).all() and grad[real].ne(0).any()
     moved = torch.where(real[:, None], x, x + 100)
     assert torch.equal(net.layers[1](net.layers[0](moved, padded), padded)[real], out[real])
+
+
+def test_norms_before_the_readout(batch):
+    plain = core.build_model(CONFIG | {"model": "gin"}, 0).eval()
+    inputs = []
+    plain.readout.register_forward_pre_hook(lambda module, x: inputs.append(x[0]))
+    plain(batch)
+    centred = core.build_model(CONFIG | {"model": "gin", "readout": "centred"}, 0).eval()(batch)
+    torch.testing.assert_close(centred, plain.readout(inputs[0] - inputs[0].mean(0)))
+    layer = core.build_model(CONFIG | {"model": "gin", "readout": "layer"}, 0).eval()(batch)
+    torch.testing.assert_close(layer, plain.readout(F.layer_norm(inputs[0], (8,))))
+
+
+def test_norms_by_slot():
+    (layer,) = core.build_model(CONFIG | {"norm": "batch/layer", "layers": 1}, 0).layers
+    assert isinstance(layer.norm1, torch.nn.BatchNorm1d) and isinstance(layer.norm2, torch.nn.LayerNorm)
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "bad"),
+    [
+        (core.norm_slots, {"layer": "layer", "batch/none": "batch/none"}, ["layer/layer", "a", "layer/batch/none", ""]),
+        (core.logit_or_shut, {"shut": "shut", "-3": -3.0}, ["inf", "nan", "open"]),
+        (core.divisor, {"2.5": 2.5, "degree": "degree"}, ["0", "-1", "nan", "inf", "degrees"]),
+    ],
+)
+def test_readers_take_and_refuse(read, good, bad):
+    assert {text: read(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(ValueError):
+            read(text)
 
 
 def test_degree_is_an_input(batch):
@@ -659,6 +693,51 @@ def test_training_follows_torchs_plain_adam(graphs):
     np.testing.assert_allclose(curves["loss"], losses, rtol=1e-4)
     torch.testing.assert_close(curves["recall"], torch.stack(scores))
     assert math.isnan(curves["diverged"])
+
+
+def test_warm_up_is_a_slower_start(graphs):
+    """Against torch's own schedule."""
+    net = core.build_model(CONFIG, 0)
+    optimizer, batch, losses = torch.optim.Adam(net.parameters(), lr=1e-2), core.GraphBatch(graphs), []
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 0.25, 1.0, 3)
+    for _ in range(6):
+        loss = core.class_weighted_cross_entropy(net(batch), batch.label)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    curves = core.train(core.build_model(CONFIG, 0), [batch], seed=0, lr=1e-2, epochs=6, clip=0.0, warmup=4)
+    np.testing.assert_allclose(curves["loss"], losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["position", "gin"])
+def test_held_out_graphs_are_scored_and_not_trained_on(graphs, model):
+    batch, held_out = core.GraphBatch(graphs), core.GraphBatch(core.PatternData(7)[3:5])
+    net = core.build_model(CONFIG | {"model": model}, 0)
+    curves = core.train(net, [batch], seed=0, lr=1e-2, epochs=3, clip=0.0, held_out=[held_out])
+    alone = core.train(core.build_model(CONFIG | {"model": model}, 0), [batch], seed=0, lr=1e-2, epochs=3, clip=0.0)
+    torch.testing.assert_close(curves["loss"], alone["loss"])
+    assert not torch.equal(curves["margin"], alone["margin"])
+    last = core.class_recalls(core.confusion(*core.evaluate(net, [held_out])))
+    torch.testing.assert_close(curves["recall"][-1], last)
+
+
+def test_score_summary_on_known_curves():
+    balanced = np.array([0.5, 0.6, 0.8, 0.7, 0.75])
+    gap = np.array([0.0, 0.2, -0.2, 0.1, 0.1])
+    curves = {
+        "recall": torch.from_numpy(np.stack([balanced - gap / 2, balanced + gap / 2], 1)),
+        "margin": torch.tensor([[0.0, 1.0], [1.0, 2.0], [3.0, 2.0], [2.0, 4.0], [6.0, 1.0]]),
+        "auc": torch.tensor([0.5, 0.6, 0.7, 0.9, 0.8]),
+        "gradient_norm": torch.ones(4),
+    }
+    found = core.score_summary(curves)
+    expected = {"best": 0.8, "final": 0.75, "jump": 0.075, "class_jump": 0.15, "auc_jump": 0.15, "drift": 0.75, "rise": 0.25}
+    expected |= {"epochs_to_0.7": 2, "spikes": 0, "onset": 4, "growth": 1.0}
+    assert found == pytest.approx(expected)
+    never = core.score_summary(curves | {"recall": torch.full((5, 2), 0.6)})
+    assert never["epochs_to_0.7"] == 5
 
 
 def test_the_clip_bites(graphs):
@@ -910,6 +989,40 @@ def test_other_code_is_not_reused_unless_asked(toy, capsys):
     assert "2 trials reused from other code" in toy.logbook.read_text()
     assert toy.run("--a", "1", "--seeds", "2") == 0
     assert "0 of them finished before" in capsys.readouterr().out
+
+
+def test_variance_shares_are_those_of_least_squares():
+    """A model with all main effects and pairs leaves exactly what the shares do not explain."""
+    rng = np.random.default_rng(0)
+    signs = np.array(list(itertools.product((1, -1), repeat=4)))
+    values = signs @ rng.normal(size=(4, 3)) + 3 * (signs[:, :1] * signs[:, 2:3]) + rng.normal(size=(16, 3))
+    shares = core.variance_shares(signs, values)
+    assert len(shares) == 4 + 6
+    design = np.stack([np.ones(16), *(signs[:, effect].prod(1) for effect in shares)], 1)
+    residual = np.linalg.lstsq(design, values, rcond=None)[1] / 16
+    np.testing.assert_allclose(sum(shares.values()), 1 - residual / values.var(0))
+    alone = np.stack([np.ones(16), signs[:, 0] * signs[:, 2]], 1)
+    np.testing.assert_allclose(shares[0, 2], 1 - np.linalg.lstsq(alone, values, rcond=None)[1] / 16 / values.var(0))
+
+
+def test_factorial_shares_need_the_full_factorial():
+    cells = [{"a": a, "b": b} for a, b in itertools.product((1, 2), ("x", "y"))]
+    run = core.Run(cells, [0], [[{"m": cell["a"] * 10.0}] for cell in cells], 0.0, 0)
+    shares = core.factorial_shares(run, "m", ["a", "b"])
+    assert {name: float(share[0]) for name, share in shares.items()} == {"a": 1.0, "b": 0.0, "a x b": 0.0}
+    assert core.factorial_shares(core.only(run, [0, 1, 2]), "m", ["a", "b"]) == {}
+
+
+def test_rank_correlation_against_ranks_by_hand():
+    assert core.rank_correlation([1, 5, 3], [10, 30, 20]) == pytest.approx(1.0)
+    assert core.rank_correlation([1, 2, 3, 4], [2, 1, 4, 3]) == pytest.approx(0.6)
+    assert core.rank_correlation([1, 1, 1], [1, 2, 3]) == 0.0
+
+
+def test_interleaved_medians_take_turns():
+    calls = []
+    medians = core.interleaved_medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b") or time.sleep(0.01)}, 3)
+    assert "".join(calls) == "ab" * 5 and medians["a"] < medians["b"] and medians["b"] >= 0.01
 
 
 @pytest.mark.parametrize(
