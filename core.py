@@ -37,6 +37,7 @@ import ctypes
 import datetime
 import fcntl
 import functools
+import gc
 import hashlib
 import io
 import itertools
@@ -506,16 +507,8 @@ class PositionMixing(nn.Module):
     What is summed goes through `divided`. Source: graph notebook, 6/3 and 13/3.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        powers: Sequence[int],
-        distance: bool,
-        activation: str,
-        unreachable: float = -math.inf,
-        divide: float | str = 1.0,
-    ):
+    def __init__(self, dim: int, heads: int, powers: Sequence[int], distance: bool, activation: str,
+                 unreachable: float = -math.inf, divide: float | str = 1.0):  # fmt: skip
         super().__init__()
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide width {dim}")
@@ -600,15 +593,8 @@ class TransformerLayer(nn.Module):
     """Mixing, then feed-forward, each with a residual and a norm of its own ("layer", "batch", "none"), by default norm first;
     `mixed_norm` stands behind mixing, before the residual."""
 
-    def __init__(
-        self,
-        mixing: nn.Module,
-        feedforward: nn.Module,
-        dim: int,
-        norms: tuple[str, str],
-        norm_first: bool = True,
-        mixed_norm: str = "none",
-    ):
+    def __init__(self, mixing: nn.Module, feedforward: nn.Module, dim: int, norms: tuple[str, str],
+                 norm_first: bool = True, mixed_norm: str = "none"):  # fmt: skip
         super().__init__()
         self.mixed_norm = make_norm(mixed_norm, dim)
         self.mixing, self.feedforward, self.norm_first = mixing, feedforward, norm_first
@@ -631,16 +617,8 @@ class GINLayer(nn.Module):
     gate_neighbours.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        mlp_norm: str = "batch",
-        out_norm: str = "batch",
-        own: str = "eps",
-        gate_neighbours: bool = False,
-        relu: bool = True,
-        divide: float | str = 1.0,
-    ):
+    def __init__(self, dim: int, mlp_norm: str = "batch", out_norm: str = "batch", own: str = "eps",
+                 gate_neighbours: bool = False, relu: bool = True, divide: float | str = 1.0):  # fmt: skip
         super().__init__()
         self.mlp, self.norm = FeedForward(dim, dim, mlp_norm), make_norm(out_norm, dim)
         self.eps = nn.Parameter(torch.zeros(()))
@@ -893,17 +871,8 @@ def growth_onset(norm: np.ndarray, quiet: int = 10, factor: float = 3.0, hold: i
 CHECKPOINT_SECONDS = 60.0
 
 
-def train(
-    model: nn.Module,
-    batches: Sequence[GraphBatch],
-    *,
-    seed: int,
-    lr: float,
-    epochs: int,
-    clip: float,
-    warmup: int = 0,
-    held_out: Sequence[GraphBatch] | None = None,
-) -> dict:
+def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: float, epochs: int, clip: float,
+          warmup: int = 0, held_out: Sequence[GraphBatch] | None = None) -> dict:  # fmt: skip
     """Train with Adam on the class-weighted loss, one step a batch; the loop of every PATTERN experiment.
 
     Gradients are clipped to total norm `clip` (0: not at all); the learning rate climbs linearly over the first `warmup` steps.
@@ -1588,6 +1557,7 @@ def read_record(path: Path) -> tuple[dict, dict]:
 
 def run_trial(experiment: Experiment, trial: Trial) -> None:
     """Run one trial and keep its record."""
+    gc.collect()  # hooks tie a model to itself; without this the last trials' tensors stay for long
     Runtime.checkpoint = trial.path.with_suffix(".checkpoint")
     started = time.perf_counter()
     result = experiment.trial(trial.config, trial.seed)
@@ -1767,33 +1737,14 @@ def pyplot():
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams.update(
-        {
-            "figure.dpi": 130,
-            "font.size": 11,
-            "axes.titlesize": 11,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "figure.constrained_layout.use": True,
-        }
-    )
+    style = {"figure.dpi": 130, "font.size": 11, "axes.titlesize": 11, "axes.grid": True, "grid.alpha": 0.25}
+    style |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+    plt.rcParams.update(style | {"figure.constrained_layout.use": True})
     return plt
 
 
-def curves_figure(
-    run: Run,
-    kind: str,
-    finding: str,
-    lines: Callable,
-    panel_keys: Sequence[str],
-    x: str,
-    y: str,
-    log: bool = False,
-    notebook: Callable[[dict], dict] = lambda cell: {},
-) -> Figure:
+def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str,
+                  log: bool = False, notebook: Callable[[dict], dict] = lambda cell: {}) -> Figure:  # fmt: skip
     """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
 
     lines(cell, result) names the curves [T] of one trial; the same name has the same colour everywhere. notebook(cell) names the
@@ -1918,14 +1869,20 @@ def matrix_figure(kind: str, finding: str, names: Sequence[str], shares: dict[st
 
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write STEM.png and, with the figure's numbers, STEM.csv."""
-    image, text = io.BytesIO(), io.StringIO()
+    image = io.BytesIO()
     figure.figure.savefig(image, format="png")
     pyplot().close(figure.figure)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(figure.columns)
-    for row in itertools.zip_longest(*figure.columns.values(), fillvalue=""):
-        writer.writerow([f"{value:.5g}" if isinstance(value, (float, np.floating)) else value for value in row])
     write_atomically(stem.with_name(stem.name + ".png"), image.getvalue())
+    save_columns(figure.columns, stem)
+
+
+def save_columns(columns: dict[str, Sequence], stem: Path) -> None:
+    """Write named columns, which may differ in length, to STEM.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in itertools.zip_longest(*columns.values(), fillvalue=""):
+        writer.writerow([f"{value:.5g}" if isinstance(value, (float, np.floating)) else value for value in row])
     write_atomically(stem.with_name(stem.name + ".csv"), text.getvalue().encode())
 
 
@@ -1985,12 +1942,21 @@ def range_name(claimed: tuple[float, float]) -> str:
     return f"{low:g} to {high:g}"
 
 
+LONG_TABLE = 30  # arms; of a longer table the entry shows the notebook's and the outermost ones
+
+
 def results_table(experiment: Experiment, run: Run) -> str:
-    """One row an arm: each metric as mean ± half its interval; the main one also by seed, for up to 8 seeds."""
+    """One row an arm: each metric as mean ± half its interval; the main one also by seed, for up to 8 seeds. Of more than
+    LONG_TABLE arms: the first, and the six largest and smallest of the main metric."""
     keys, each = varying(run.cells), len(run.seeds) <= 8
+    shown = range(len(run.cells))
+    if len(shown) > LONG_TABLE:
+        ranked = sorted(shown, key=lambda i: -np.mean(run.values(i, experiment.metrics[0])))
+        shown = dict.fromkeys([0, *ranked[:6], *ranked[-6:]])
     heads = ["arm", *(m.replace("_", " ") for m in experiment.metrics), *(["by seed"] if each else [])]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for i, cell in enumerate(run.cells):
+    for i in shown:
+        cell = run.cells[i]
         intervals = [mean_interval(run.values(i, metric)) for metric in experiment.metrics]
         diverged = sum(not math.isnan(result.get("diverged", math.nan)) for result in run.results[i])
         name = cell_name(cell, keys) + (f" ({diverged} of {len(run.seeds)} diverged)" if diverged else "")
@@ -1998,6 +1964,11 @@ def results_table(experiment: Experiment, run: Run) -> str:
         if each:
             row.append(" ".join(f"{value:.3f}" for value in run.values(i, experiment.metrics[0])))
         lines.append("| " + " | ".join(row) + " |")
+    if len(shown) < len(run.cells):
+        lines += [
+            "",
+            f"{len(run.cells) - len(shown)} arms between these are left out; the CSV named -arms- has every arm and seed.",
+        ]
     if derived := experiment.derived(run):
         lines += ["", "| over several arms | mean | by seed |", "|---|---|---|"]
         for name, values in derived.items():
@@ -2113,6 +2084,13 @@ def check_writable(flag: str, folder: Path) -> None:
         raise UsageError(f"{flag} {folder}: cannot write there ({error.strerror}); choose another place") from None
 
 
+def arms_columns(experiment: Experiment, run: Run) -> dict[str, Sequence]:
+    """Every arm, seed and metric as columns, a row a trial."""
+    keys = varying(run.cells)
+    columns = {"arm": [cell_name(cell, keys) for cell in run.cells for _ in run.seeds], "seed": run.seeds * len(run.cells)}
+    return columns | {m: [value for i in range(len(run.cells)) for value in run.values(i, m)] for m in experiment.metrics}
+
+
 def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], identity: str) -> None:
     """Draw, judge, print and append."""
     images = {}
@@ -2124,6 +2102,8 @@ def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv
         else:
             save_figure(figure, stem)
         images[figure.finding] = os.path.relpath(stem, options.logbook.parent) + ".png"
+    if not options.smoke:
+        save_columns(arms_columns(experiment, run), options.plots / f"{experiment.name}-arms-{identity}")
     entry = write_entry(experiment, run, options, argv, images)
     print(entry)
     print(f"peak memory {peak_memory_mb():.0f} MB")

@@ -943,6 +943,39 @@ def test_a_run_judges_draws_and_appends(toy, capsys):
     assert "toy: 15 trials, 0 of them finished before" in capsys.readouterr().out
 
 
+def test_every_arm_and_seed_stands_in_a_csv(toy):
+    assert toy.run("--seeds", "2") == 0
+    (path,) = (toy.path / "plots").glob("toy-arms-*.csv")
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    assert rows[0] == ["arm", "seed", "sum"]
+    assert rows[1:] == [[f"a {a}", f"{seed}", f"{a + 0.1 * seed:g}"] for a in (1, 2, 3) for seed in (0, 1)]
+
+
+def test_a_long_table_shows_its_ends(toy, monkeypatch):
+    monkeypatch.setattr(core, "LONG_TABLE", 14)
+    assert toy.run("--a", *map(str, [5, *range(21, 40)]), "--seeds", "1") == 0
+    text = toy.logbook.read_text()
+    shown = re.findall(r"^\| a (\d+) \|", text, re.MULTILINE)
+    assert shown == ["5", "39", "38", "37", "36", "35", "34", "25", "24", "23", "22", "21"]
+    assert f"{20 - len(shown)} arms between these are left out" in text
+
+
+def test_metrics_over_several_arms_are_shown_and_judged(toy):
+    def derived(run):
+        return (
+            {"range": [run.values(2, "sum")[s] - run.values(0, "sum")[s] for s in range(len(run.seeds))]}
+            if len(run.cells) == 3
+            else {}
+        )
+
+    claims = [Claim("the range is two", "1/1", [Check("range", (1.9, 2.1), None)])]
+    assert toy.run(derived=derived, claims=claims) == 0
+    assert toy.run("--a", "1", "2", derived=derived, claims=claims) == 0
+    text = toy.logbook.read_text()
+    assert "| range | 2 ± " in text and "| the range is two · 1/1 | **reproduced** | range 2 [2, 2]" in text
+    assert "| the range is two · 1/1 | **not tested** |" in text
+
+
 def test_part_of_the_grid_judges_only_what_it_covers(toy):
     assert toy.run("--a", "2", "1") == 0 and toy.run("--a", "3", "--seeds", "2") == 0
     text = toy.logbook.read_text()
