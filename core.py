@@ -359,7 +359,8 @@ class GraphwiseProduct(torch.autograd.Function):
 
 
 def batches_of(graphs: Sequence[Graph], size: int, padding: bool = False) -> list[GraphBatch]:
-    """Batches of `size` graphs on this process's device, graphs of like size together: padding costs time."""
+    """Batches of `size` graphs on this process's device, graphs of like size together, since padding costs time. Not for training
+    with batch norm: in every batch it would take off what the sizes tell."""
     graphs = sorted(graphs, key=lambda graph: len(graph.feature)) if len(graphs) > size else graphs
     return [GraphBatch(graphs[i : i + size], Runtime.device, padding) for i in range(0, len(graphs), size)]
 

@@ -34,6 +34,10 @@ OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in 
 EFFECTS = {
     "exp_gating_stability": {},
     "exp_receptive_field": {},
+    "exp_gating_norms": {"task": ("full", {})} | {
+        key: (value, {"task": "full"}) for key, value in (
+            ("train_graphs", 4), ("train_batch", 1), ("train_epochs", 3), ("train_lr", 1e-2), ("test_graphs", 3))
+    },
     "exp_pattern_stats": {"graphs": (33, {}), "order": ("shuffled", {}), "split": ("val", {})},
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
