@@ -33,7 +33,7 @@ OF_POSITION = {key: (OVERFIT_EFFECTS[key][0], {"model": "position"}) for key in 
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
-    "exp_receptive_field": {},
+    "exp_receptive_field": {"activation": ("sigmoid", {})},
     "exp_gating_norms": {"task": ("full", {})} | {
         key: (value, {"task": "full"}) for key, value in (
             ("train_graphs", 4), ("train_batch", 1), ("train_epochs", 3), ("train_lr", 1e-2), ("test_graphs", 3))
