@@ -1756,7 +1756,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
     colours = colours_of([name for cell, results in cells for name in (*lines(cell, results[0]), *notebook(cell))])
     panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
     last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(3)
-    across = min(len(panels), len(last))
+    across = min(len(panels), len(last), 4)
     down = math.ceil(len(panels) / across)
     width = max(4.2 * across, 7.0)
     figure, grid = plt.subplots(down, across, figsize=(width, 2.6 * down + 1.2), sharex=True, sharey=True, squeeze=False)

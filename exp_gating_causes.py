@@ -122,19 +122,18 @@ CLAIMS = [
 
 def headline(run: core.Run) -> str:
     share = {name.removeprefix("share of log10_jump: "): v.mean() for name, v in derived(run).items() if "of log10_jump" in name}
-    most = max(share, key=share.get, default="")
-    return f"{most} explains {share[most]:.0%} of the jumps' variance" if share else f"jump: {core.extremes(run, 'jump')}"
+    most = ", ".join(f"{name.replace('_', ' ')} {share[name]:.0%}" for name in sorted(share, key=share.get)[::-1][:4])
+    return f"of the variance of the jumps: {most}" if share else f"jump of the score an epoch: {core.extremes(run, 'jump')}"
 
 
 def figures(run: core.Run) -> list[core.Figure]:
     shares = {metric: core.factorial_shares(run, metric, list(FACTORS)) for metric in ("log10_jump", "best")}
     if shares["best"]:
         return [core.matrix_figure("shares", headline(run), list(FACTORS), shares)]
-    curves = {"score": lambda result: result["recall"].mean(1), "shared": lambda result: result["shared"]}
-    told = {"score": "jump", "shared": "shared_part"}
-    return [core.curves_figure(run, kind, f"{told[kind].replace('_', ' ')}: {core.extremes(run, told[kind])}",
-                               lambda cell, result, curve=curve: {cell.get("activation", "gin"): curve(result)},
-                               core.varying(run.cells), "epoch", kind) for kind, curve in curves.items()]  # fmt: skip
+    return [core.dots_figure(run, "jump", headline(run), ["jump"], "mean |change of the score| an epoch, second half", scale="log",
+                             lines={"the rule: no longer jumps below": 0.01}),
+            core.dots_figure(run, "best", f"Best score: {core.extremes(run, 'best')}", ["best"], "best balanced accuracy"),
+            core.score_figure(run)]  # fmt: skip
 
 
 SMOKE = {"layers": (2, 1), "lr": (1e-2, 1e-3), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (4,)}
