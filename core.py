@@ -1839,6 +1839,10 @@ def dots_figure(
     for label, number in (lines or {}).items():
         axes.axvline(number, color="black", linestyle="--", linewidth=1, label=label)
     axes.set_xscale(scale, **({"linthresh": 1e-6} if scale == "symlog" else {}))
+    if scale == "log":  # 0.2 and 3 read better than powers of ten
+        axes.xaxis.set_major_formatter("{x:g}")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
     axes.set(xlabel=x, yticks=range(len(names)), yticklabels=names)
     axes.invert_yaxis()
     legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
