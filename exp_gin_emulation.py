@@ -103,7 +103,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     ]  # fmt: skip
 
 
-SMOKE = {"lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (4,)}
+SMOKE = {"lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (4,), "unreachable": ("shut", 1.0)}
 METRICS = ["best", "final", "jump", "drift", "from_gin_at_first", "from_gin_at_last", "unreachable_gate"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 

@@ -74,7 +74,8 @@ def figures(run: core.Run) -> list[core.Figure]:
             core.score_figure(run)]  # fmt: skip
 
 
-SMOKE = {"layers": (1,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (3,)}
+SMOKE = {"layers": (1,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (3,), "stack": ((0, 1), (0, 1, 2)),
+         "distance": ("on",)}  # fmt: skip
 METRICS = ["best", "final", "jump", "epochs_to_0.7", "in_band", "pairs_within_1", "pairs_at_2", "pairs_beyond_2"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
