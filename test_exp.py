@@ -427,3 +427,47 @@ def test_no_training_without_distance_passes_the_ceiling():
     config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, True, lr=1e-2, dim=16, epochs=150)
     result = exp_content_ceiling.trial(config, 0)
     assert -1e-6 < result["shortfall"] < 0.03 and result["ceiling"] >= result["symbol_ceiling"]
+
+
+def test_gates_set_by_hand_sum_as_gin_and_default_ones_do_not():
+    script = importlib.import_module("exp_gin_emulation")
+    batch = core.GraphBatch(core.PatternData(0).first(2))
+    mixing = core.PositionMixing(8, 1, (0, 1), True, "sigmoid")
+    assert script.distance_from_gin(mixing, batch, 8) > 0.1
+    script.set_by_hand(mixing, frozen=True)
+    assert script.distance_from_gin(mixing, batch, 8) < 1e-6
+    assert not any(parameter.requires_grad for parameter in mixing.pair.parameters()) and mixing.value.weight.requires_grad
+
+
+def test_curvature_along_the_step_is_the_hessians(monkeypatch):
+    """The change of the gradient over a small step, against torch's own Hessian-vector product."""
+    monkeypatch.setattr(core, "HAS_ONEDNN", False)  # the fast products have no second derivative
+    monkeypatch.setattr(core.GraphBatch, "mix", lambda self, matrix, x: self.pack(matrix @ self.pad(x)))
+    script = importlib.import_module("exp_gating_causes")
+    config = smoke_cell(script, lr=1e-5, epochs=2)
+    before, after, model = (core.build_model(config, 0) for _ in range(3))
+    (batch,) = core.batches_of(core.PatternData(0).first(config["graphs"]), config["batch"])
+    core.train(after, [batch], seed=0, lr=1e-5, epochs=1, clip=config["clip"])
+    seen = script.watch(model)
+    core.overfit(config, 0, model)
+    start, end = (list(net.parameters()) for net in (before, after))
+    step = [b.detach() - a.detach() for a, b in zip(start, end, strict=True)]
+    loss = core.class_weighted_cross_entropy(before(batch), batch.label)
+    gradient = torch.autograd.grad(loss, start, create_graph=True)
+    slope = sum((g * s).sum() for g, s in zip(gradient, step, strict=True))
+    product = torch.autograd.grad(slope, start)
+    expected = sum((p * s).sum() for p, s in zip(product, step, strict=True)) / sum((s * s).sum() for s in step)
+    assert torch.isnan(seen["curvature"][0]) and float(seen["curvature"][1]) == pytest.approx(float(expected), rel=0.05)
+
+
+def test_variance_entering_the_relus_is_that_of_the_nodes():
+    script = importlib.import_module("exp_gin_batchnorm")
+    config = smoke_cell(script, mlp_norm="none")
+    model, batch = core.build_model(config, 0), core.GraphBatch(core.PatternData(0).first(2))
+    seen, entered = script.watch_relus(model), []
+    model.layers[0].mlp.relu.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].detach().clone().numpy()))
+    model(batch)
+    moments = [entered[0].var(0, ddof=1).mean(), (entered[0].mean(0) ** 2).mean()]
+    np.testing.assert_allclose(seen["relu"][0][0], moments, rtol=1e-4)
+    model.eval()(batch)
+    assert len(seen["relu"][0]) == 1  # evaluation is not recorded
