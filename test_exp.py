@@ -91,6 +91,10 @@ def test_there_are_scripts():
     assert SCRIPTS
 
 
+def test_a_script_stays_small(script):
+    assert len(Path(script.__file__).read_text().splitlines()) <= 150
+
+
 def test_smoke_run_resumes_and_repeats(script, tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
