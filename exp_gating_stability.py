@@ -32,6 +32,8 @@ CLAIMS = [
           [Check("jump", JUMPS), Check("auc_jump", SMOOTH), Check("drift", (0.1, ANY_ABOVE))]),
     Claim("without what all nodes share, taken off before the readout, gating no longer jumps (our question)", "opening",
           [Check("jump", SMOOTH, {"readout": "centred"}), Check("jump", (ANY_BELOW, 0.5), {"readout": "centred"}, {}, "ratio")]),
+    Claim("batch norm added only inside the feed-forward works, over 0.9", "13/3",
+          [Check("best", (0.9, ANY_ABOVE), {"feedforward_norm": "batch"})]),
     Claim("the sum divided by 59, gating no longer jumps and scores as GIN does, no more than 0.02 below (our question)", "15.3",
           [Check("jump", SMOOTH, {"divide": 59.0}), Check("jump", (ANY_BELOW, 0.25), {"divide": 59.0}, {}, "ratio"),
            Check("best", (-0.02, ANY_ABOVE), {"divide": 59.0}, versus=GIN)]),
