@@ -9,7 +9,7 @@ Rule        Full factorial of six factors, 5 paired seeds: a factor has "the rea
             log10 jump over the 64 arms than any other, seed by seed. Second command, one change each to the notebook's own arm: a
             fix "ends the jumps" if jump < 0.01 and under a quarter of that arm's, and "keeps gating" with a best score above 0.75.
             "Before a jump": positive rank correlation, over epochs, with the next |change of the score|.
-Cost        about 10 min on 2 cores, and 4 min for the second command; both with 16 graphs, feed-forward 200, 100 epochs:
+Cost        about 12 min on 2 cores, and 4 min for the second command; both with 16 graphs, feed-forward 200, 100 epochs:
             --lr 1e-4 --layers 4 --feedforward-norm none --norm-mask on --unreachable shut --clip 5 --model position gin --fix none
             divide-3 divide-8 divide-20 divide-59 divide-degree divide-root-degree layer-mixed batch-mixed batch-readout
             centred-readout batch-mlp warm-up no-clip tight-clip

@@ -10,7 +10,7 @@ Rule        5 paired seeds. Overfit: 32 stored graphs, 4 layers, feed-forward 20
             graphs after each epoch. Order: Spearman's correlation of the eight best scores with the notebook's, seed by seed,
             and with the means of the other seeds. A claim stands if the 95% interval of every check lies in its range, and falls if
             one lies outside.
-Cost        about 8 min on 2 cores; `--task overfit` alone about 3 min
+Cost        about 11 min on 2 cores; `--task overfit` alone about 4 min
 """
 
 import numpy as np

@@ -8,7 +8,7 @@ Hypothesis  With stack [0, 1], hops, equal positive weights, a large negative bi
 Rule        5 paired seeds, the overfit set-up with a single layer, as on that day: 32 stored graphs, 200 steps. "Is GIN's
             aggregation": largest difference below 1e-6 of the largest sum. "As well", "as GIN": best scores within 0.02. "Worse":
             lower. A claim stands if the 95% interval of every check lies in its range, and falls if one lies outside.
-Cost        about 5 min on 2 cores; with `--layers 4 --unreachable shut` about 5 min
+Cost        about 6 min on 2 cores; with `--unreachable shut` about 2 min
 """
 
 import torch

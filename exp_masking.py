@@ -8,7 +8,7 @@ Rule        5 paired seeds, overfit set-up, padding travels as nodes. One untrai
             real node's output under noise of size 1 on padding (unreachable: on a node out of reach; alone: by leaving the batch)
             over the largest output; backward, the largest gradient on padding over that on real nodes; NaN counts as 1. None: below
             1e-6, a leak: above 1e-3; scores are the same within 0.01. A claim stands if all its 95% intervals lie in its ranges.
-Cost        about 5 min on 2 cores with the defaults; `--mask exact zero-nan --activation softmax` under 1 min
+Cost        about 4 min on 2 cores with the defaults; `--mask exact zero-nan --activation softmax` under 1 min
 """
 
 import torch
