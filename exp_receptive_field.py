@@ -10,8 +10,8 @@ Hypothesis  Attention with batch norm in its feed-forward works on PATTERN; the 
 Rule        5 paired seeds, 4 layers, 16 stored graphs, feed-forward 200, 100 steps. "Works": best score above 0.8; "mandatory":
             without it below 0.65 and at least 0.05 less; "better", "helps": a positive difference; "the same": within 0.02. A
             claim stands if the 95% interval of every check lies in its range, and falls if one lies outside.
-Cost        about 8 min on 2 cores; with `--degree on --distance on` about 4 min; `--lr 1e-4 1e-3 --activation softmax --stack 0,1,2,3,4
-            --feedforward-norm batch` about 1 min
+Cost        about 8 min on 2 cores; with `--degree on --distance on` about 4 min; about 1 min with
+            `--lr 1e-4 1e-3 --activation softmax --stack 0,1,2,3,4 --feedforward-norm batch`
 """
 
 import core
