@@ -156,16 +156,27 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
     assert not (tmp_path / "logbook.md").exists() and not records(tmp_path)
 
 
-def test_contradictions_of_gating_stability(tmp_path, capsys):
-    script = importlib.import_module("exp_gating_stability")
-    for argv, named in (
-        (["--heads", "3"], "--heads 3"),
-        (["--model", "gin", "--heads", "2"], "--heads"),
-        (["--graphs", "32", "10001"], "--graphs 10001"),
-    ):
-        assert script.main([*argv, *places(tmp_path)]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and named in error and not (tmp_path / "logbook.md").exists()
+@pytest.mark.parametrize(
+    ("name", "argv", "named"),
+    [
+        ("exp_gating_stability", ["--heads", "3"], "--heads 3"),
+        ("exp_gating_stability", ["--model", "gin", "--heads", "2"], "--heads"),
+        ("exp_gating_stability", ["--graphs", "32", "10001"], "--graphs 10001"),
+        ("exp_gating_causes", ["--model", "gin", "--fix", "warm-up"], "--fix"),
+        ("exp_gating_norms", ["--train-graphs", "10001"], "--train-graphs 10001"),
+        ("exp_gating_norms", ["--task", "full", "--epochs", "3"], "--epochs"),
+        ("exp_gin_batchnorm", ["--mlp-norm", "none", "--between-norm", "none", "--norm-mask", "off"], "--norm-mask"),
+        ("exp_gin_emulation", ["--model", "gin", "--start", "hand"], "--start"),
+        ("exp_masking", ["--heads", "3"], "--heads 3"),
+        ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
+        ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
+        ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
+    ],
+)
+def test_contradictions_are_one_line(name, argv, named, tmp_path, capsys):
+    assert importlib.import_module(name).main([*argv, *places(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error and not (tmp_path / "logbook.md").exists() and not records(tmp_path)
 
 
 GRID = ["--layers", "1", "--lr", "1e-4", "--dim", "8", "--hidden", "8", "--graphs", "2", "--epochs", "4", "--seeds", "2"]
