@@ -1762,7 +1762,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
     figure, grid = plt.subplots(down, across, figsize=(width, 2.6 * down + 1.2), sharex=True, sharey=True, squeeze=False)
     for axes, panel in itertools.zip_longest(grid.flat, panels):
         axes.set_visible(panel is not None)
-        axes.set(title=panel, yscale="log" if log else "linear")
+        axes.set(title=textwrap.fill(panel or "", 36), yscale="log" if log else "linear")
     for axes in grid.flat[max(len(panels) - across, 0) : len(panels)]:  # the lowest panel of each column
         axes.set_xlabel(x)
         axes.tick_params(labelbottom=True)
