@@ -719,8 +719,19 @@ def test_held_out_graphs_are_scored_and_not_trained_on(graphs, model):
     alone = core.train(core.build_model(CONFIG | {"model": model}, 0), [batch], seed=0, lr=1e-2, epochs=3, clip=0.0)
     torch.testing.assert_close(curves["loss"], alone["loss"])
     assert not torch.equal(curves["margin"], alone["margin"])
-    last = core.class_recalls(core.confusion(*core.evaluate(net, [held_out])))
-    torch.testing.assert_close(curves["recall"][-1], last)
+    logits, label = core.evaluate(net, [held_out])
+    margin = logits[:, 1] - logits[:, 0]
+    torch.testing.assert_close(curves["recall"][-1], core.class_recalls(core.confusion(logits, label)))
+    torch.testing.assert_close(curves["margin"][-1], torch.stack([margin.mean(), margin.std()]))
+
+
+def test_only_real_nodes_can_diverge():
+    label = torch.tensor([0, 1, 0, core.IGNORED])
+    for wrong, diverged in ((3, False), (1, True)):
+        logits, curves = torch.randn(4, 2), {"recall": [], "auc": [], "margin": []}
+        logits[wrong] = math.nan
+        core.score(logits, label, curves)
+        assert bool(curves["recall"][0].isnan().any()) == diverged and bool(curves["auc"][0].isnan()) == diverged
 
 
 def test_score_summary_on_known_curves():
