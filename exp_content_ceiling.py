@@ -9,7 +9,7 @@ Hypothesis  Content attention reaches 0.61 within 7 to 8 epochs and stays, whate
 Rule        5 paired seeds; 32 graphs, one batch, one step an epoch, 4 layers. Score: mean of both class recalls on the same graphs.
             Plateau: its median over epochs 20 to 100. A claim stands if the 95% interval of every check lies in its range, and
             falls if one lies wholly outside (CLAIMS, below; fixed before the first full run).
-Cost        about 6 min on 2 cores with the defaults, all without distance. With distance, two entries of their own, about 9 min:
+Cost        about 6 min on 2 cores with the defaults, all without distance. With distance, two entries of their own, about 12 min:
             `--distance on --epochs 200 --order stored` and `--distance on --epochs 200 --order shuffled --dim 100 16`
 """
 
