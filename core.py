@@ -2138,6 +2138,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             check_writable("--plots", options.plots)
             check_writable("--logbook", options.logbook.parent)
             read_logbook(options.logbook)
+        gc.freeze()  # the libraries' objects: `run_trial` collects often and need not look at them
         trials = list_trials(experiment, cells, options)
         unfinished = sum(not trial.path.exists() for trial in trials)
         if first:
