@@ -82,11 +82,8 @@ class Runtime:
 
 
 def keep_large_blocks() -> bool:
-    """Tell glibc to keep freed blocks; True if it agreed.
-
-    By default it returns every block over 32 MiB (at first: 128 KiB) to the system on free and pages it in again on the next
-    step, which doubles the time of a wide layer. State the answer with every CPU timing.
-    """
+    """Tell glibc to keep freed blocks; True if it agreed. By default it returns every block over 32 MiB (at first: 128 KiB) to
+    the system and pages it in again on the next step, which doubles the time of a wide layer."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     mmap_threshold, trim_threshold = -3, -1
     return bool(mallopt and mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, 2**31 - 1))
@@ -207,11 +204,8 @@ def upper_triangle(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_pattern(rng: np.random.Generator) -> Pattern:
-    """A pattern: size uniform in SIZE_RANGE, Erdős–Rényi(0.5) inside, features uniform.
-
-    Source: the generator of PATTERN (Dwivedi et al., Benchmarking Graph Neural Networks), which draws the size although the
-    paper says 20.
-    """
+    """A pattern: size uniform in SIZE_RANGE, Erdős–Rényi(0.5) inside, features uniform. Source: the generator of PATTERN (Dwivedi
+    et al., Benchmarking Graph Neural Networks), which draws the size although the paper says 20."""
     size = int(rng.integers(*SIZE_RANGE))
     adjacency = np.triu(rng.random((size, size)) < EDGE_PATTERN, 1)
     return Pattern(adjacency | adjacency.T, rng.integers(PATTERN_SYMBOLS, size=size, dtype=np.uint8))
@@ -358,6 +352,30 @@ class GraphwiseProduct(torch.autograd.Function):
         return GraphwiseProduct.product(grad.contiguous(), ctx.matrix.mT, ctx.sizes), None, None
 
 
+class Pyramid(NamedTuple):
+    """A triangle of the triangular lattice: row r holds nodes (r, 0) .. (r, r), the n nodes are numbered row by row.
+
+    row, column [n]; edges [m, 2]; colour [n] in 0, 1, 2: the only proper 3-colouring, but for the names of the colours. Source:
+    graph notebook, 11/4.
+    """
+
+    row: np.ndarray
+    column: np.ndarray
+    edges: np.ndarray
+    colour: np.ndarray
+
+
+def pyramid(base: int) -> Pyramid:
+    """The pyramid with `base` rows, n = base (base + 1) / 2. pyramid(2): a triangle, edges 0-1, 1-2, 0-2."""
+    row, column = np.tril_indices(base)
+    number = np.zeros((base, base), dtype=np.int64)
+    number[row, column] = np.arange(len(row))
+    inner, upper = column < row, row < base - 1
+    steps = [(inner, 0, 1), (upper, 1, 0), (upper, 1, 1)]
+    edges = [(number[row[on], column[on]], number[row[on] + down, column[on] + right]) for on, down, right in steps]
+    return Pyramid(row, column, np.concatenate([np.stack(pair, 1) for pair in edges]), (row + column) % 3)
+
+
 def batches_of(graphs: Sequence[Graph], size: int, padding: bool = False) -> list[GraphBatch]:
     """Batches of `size` graphs on this process's device, graphs of like size together, since padding costs time. Not for training
     with batch norm: in every batch it would take off what the sizes tell."""
@@ -436,15 +454,40 @@ def adjacency_stack(batch: GraphBatch, powers: Sequence[int]) -> AdjacencyStack:
     return batch.cache[powers]
 
 
+def pair_codes(n: int, edges: np.ndarray, receptive_field: int, modulus: int, multiplier: int, scale: int = 12) -> np.ndarray:
+    """A 64-bit code of each ordered pair's vector (P^0 .. P^r)[i, j], P = D^-1 A, in exact arithmetic: [n, n] uint64.
+
+    Equal vectors have equal codes, the zero vector has code 0, and unequal ones share a code with a chance of about 2^-57. No
+    power is stored: `scale` P is an integer matrix when every degree divides `scale`; its powers are made modulo `modulus` (a
+    prime near 2^57, so that no sum of six neighbours overflows) and streamed into the codes, columns in blocks. Codes made with
+    the same numbers compare between graphs. edges [m, 2], each once; `multiplier` is odd. Raises ValueError for another degree.
+    """
+    from scipy import sparse
+
+    ends = np.concatenate([edges, edges[:, ::-1]]).T  # (2, 2m)
+    degree = np.bincount(ends[0], minlength=n)
+    if (scale % np.maximum(degree, 1)).any():
+        raise ValueError(f"{scale} is not a multiple of every degree")
+    step = sparse.csr_array((scale // degree[ends[0]], (ends[1], ends[0])), shape=(n, n))  # scale P, transposed
+    codes = np.zeros((n, n), dtype=np.uint64)
+    for start in range(0, n, 16):  # blocks of 16 sources stay in the cache
+        code = codes[start : start + 16].T
+        power = np.eye(n, min(16, n - start), -start, dtype=np.int64)
+        for _ in range(receptive_field + 1):
+            code ^= power.view(np.uint64)
+            code *= np.uint64(multiplier)
+            code ^= code >> np.uint64(32)
+            power = step @ power
+            power %= modulus
+    return codes
+
+
 # %% 6 Layers
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """x [V, D] -> x W^T + b by oneDNN, forward and backward.
-
-    torch's own float32 linear calls MKL, which runs AVX2 code on AMD processors; oneDNN runs AVX-512 wherever the processor has
-    it and took half the time here. `python core.py bench` measures the ratio.
-    """
+    """x [V, D] -> x W^T + b by oneDNN, forward and backward. torch's own float32 linear calls MKL, which runs AVX2 code on AMD
+    processors; oneDNN runs AVX-512 wherever the processor has it and took half the time here."""
 
     @staticmethod
     def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -634,6 +677,57 @@ class GINLayer(nn.Module):
         return x + self.norm(self.mlp(divided(own * x + neighbours, self.divide, batch))).relu()
 
 
+class EdgeBiasAttention(nn.Module):
+    """Multi-head attention in one graph, biased by pair features: x [N, D], edge [N, N, E] -> [N, D]. Pair features pass a
+    feed-forward E -> 4E -> E and are projected to a bias a head. A mixing for TransformerLayer. Source: graph notebook, 13/4."""
+
+    def __init__(self, dim: int, heads: int, edge_dim: int):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide width {dim}")
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (Linear(dim, dim) for _ in range(4))
+        self.edge_feedforward, self.bias = FeedForward(edge_dim, 4 * edge_dim), Linear(edge_dim, heads)
+
+    def forward(self, x: Tensor, edge: Tensor) -> Tensor:
+        query, key, value = (
+            project(x).unflatten(1, (self.heads, -1)).transpose(0, 1) for project in (self.query, self.key, self.value)
+        )  # (H, N, D/H)
+        bias = self.bias(self.edge_feedforward(edge.flatten(0, 1))).unflatten(0, edge.shape[:2])  # (N, N, H)
+        logits = query @ key.mT / math.sqrt(query.shape[-1]) + bias.permute(2, 0, 1)
+        return self.out((logits.softmax(-1) @ value).transpose(0, 1).flatten(1))
+
+
+class EdgeProduct(nn.Module):
+    """Scores of pairs from two heads of their features, multiplied as matrices: edge [N, N, E] -> [N, N].
+
+    kind "path" (the notebook's path attention): (E w1)(E w2), a sum over the nodes between i and j; "cluster": (E w1)(E w2)^T, the
+    node axes of one head swapped, which compares the rows of i and j. Source: graph notebook, 24.3 and 13/4.
+    """
+
+    def __init__(self, edge_dim: int, kind: str):
+        super().__init__()
+        self.swap = {"path": False, "cluster": True}[kind]
+        self.first, self.second = (Linear(edge_dim, 1, bias=False) for _ in range(2))
+
+    def forward(self, edge: Tensor) -> Tensor:
+        first, second = (head(edge.flatten(0, 1)).view(edge.shape[:2]) for head in (self.first, self.second))
+        return first @ (second.mT if self.swap else second)
+
+
+class EdgeLayer(nn.Module):
+    """The notebook's "simple" transformer on pairs alone: features pass a feed-forward E -> 4E -> E, then the path attention of the
+    result, over N, is added to every channel; both with residuals: [N, N, E] -> [N, N, E]. Source: graph notebook, 13/4."""
+
+    def __init__(self, edge_dim: int):
+        super().__init__()
+        self.feedforward, self.path = FeedForward(edge_dim, 4 * edge_dim), EdgeProduct(edge_dim, "path")
+
+    def forward(self, edge: Tensor) -> Tensor:
+        edge = edge + self.feedforward(edge.flatten(0, 1)).view(edge.shape)
+        return edge + (self.path(edge) / len(edge))[..., None]
+
+
 # %% 7 Models
 
 
@@ -676,8 +770,9 @@ def _content_layer(c: dict) -> nn.Module:
     return _transformer_layer(ContentAttention(c["dim"], c["heads"], c["stack"] if c["distance"] == "on" else None), c)
 
 
-def _gin_layer(kind: dict) -> Callable[[dict], nn.Module]:
-    return lambda c: GINLayer(c["dim"], c.get("mlp_norm", "batch"), c.get("between_norm", "batch"), divide=c["divide"], **kind)
+def _gin_layer(c: dict) -> nn.Module:
+    norms = c.get("mlp_norm", "batch"), c.get("between_norm", "batch")
+    return GINLayer(c["dim"], *norms, divide=c["divide"], **GIN_KINDS[c["model"]])
 
 
 GIN_KINDS = {  # what each changes of GIN; graph notebook, 9.3 and 13/3
@@ -688,8 +783,7 @@ GIN_KINDS = {  # what each changes of GIN; graph notebook, 9.3 and 13/3
     "modified_gin_without_relu": {"own": "sigmoid", "gate_neighbours": True, "relu": False},
     "modified_gin_without_both": {"own": "gate", "gate_neighbours": True, "relu": False},
 }
-LAYERS: dict[str, Callable[[dict], nn.Module]] = {"position": _position_layer, "content": _content_layer}
-LAYERS |= {name: _gin_layer(kind) for name, kind in GIN_KINDS.items()}
+LAYERS = {"position": _position_layer, "content": _content_layer} | dict.fromkeys(GIN_KINDS, _gin_layer)
 
 
 def build_model(config: dict, seed: int) -> NodeClassifier:
@@ -725,11 +819,6 @@ def class_recalls(counts: Tensor) -> Tensor:
 def pooled_balanced_accuracy(counts: Tensor) -> Tensor:
     """Mean of the two recalls over all nodes of all batches: [batches, 2, 2] -> scalar. Reported here unless a text says else."""
     return class_recalls(counts.sum(0)).mean()
-
-
-def batch_balanced_accuracy(counts: Tensor) -> Tensor:
-    """The benchmark's official metric: mean of the two recalls per batch, then over batches: [batches, 2, 2] -> scalar."""
-    return class_recalls(counts).mean()
 
 
 def ranking_accuracy(logits: Tensor, label: Tensor) -> Tensor:
@@ -1015,66 +1104,6 @@ def interleaved_medians(arms: dict[str, Callable[[], object]], rounds: int) -> d
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
-def bench(threads: int, rounds: int) -> str:
-    """Time the layers against each other: arms interleaved, medians over rounds, as text. 32 stored graphs, width 100, 4 layers."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    set_up("cpu", threads)
-    (batch,) = batches_of(PatternData(0).first(32), 32)
-    common = {"dim": 100, "layers": 4, "heads": 1, "stack": (0, 1), "distance": "on", "activation": "sigmoid", "norm": "layer"}
-    common |= {"feedforward_norm": "none", "degree": "off", "unreachable": "shut", "readout": "plain", "divide": 1.0}
-    common |= {"mixed_norm": "none"}
-
-    def stepper(**changes) -> Callable[[], object]:
-        model = build_model(common | changes, 0)
-        optimizer, log = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True), GradientLog(model)
-        return lambda: training_step(model, batch, optimizer, log, 5.0)
-
-    def logger() -> Callable[[], object]:
-        model = build_model(common | {"model": "position", "hidden": 600}, 0)
-        log = GradientLog(model)
-        class_weighted_cross_entropy(model(batch), batch.label).backward()
-        return lambda: (log.before_step(), log.after_step())
-
-    def layer(kind: type[nn.Linear]) -> Callable[[], object]:
-        linear, x = kind(100, 600), torch.randn(len(batch.label), 100, requires_grad=True)
-        grad = torch.randn(len(batch.label), 600)
-        return lambda: linear(x).backward(grad)
-
-    square = torch.randn(2048, 2048)
-    wide = stepper(model="position", hidden=600)
-    arms = {
-        "gating, hidden 100": stepper(model="position", hidden=100),
-        "GIN": stepper(model="gin"),
-        "gating, hidden 600": wide,
-        "its gradient log": logger(),
-        "core.Linear": layer(Linear),
-        "nn.Linear": layer(nn.Linear),
-        "square product": lambda: OneDNNLinear.product(square, square) if HAS_ONEDNN else square @ square.T,
-        "500 graphs": lambda: PatternData(1)[:500],
-    }
-    t = interleaved_medians(arms, rounds)
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_flops}) as counter:
-        wide()
-    achieved, peak = counter.get_total_flops() / t["gating, hidden 600"], 2 * 2048**3 / t["square product"]
-    return "\n".join(
-        [
-            f"{cpu_name()}, {threads} thread(s), medians of {rounds} interleaved rounds, large blocks kept: {keep_large_blocks()}",
-            *(f"{name:20s} {1e3 * seconds:8.2f} ms" for name, seconds in t.items()),
-            f"gating step / GIN step, feed-forward as wide as GIN's MLP: {t['gating, hidden 100'] / t['GIN']:.2f}",
-            f"gating step, hidden 600: {achieved / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s, {achieved / peak:.0%} of peak",
-            f"gradient log / gating step: {t['its gradient log'] / t['gating, hidden 600']:.1%}",
-            f"nn.Linear / core.Linear, forward and backward: {t['nn.Linear'] / t['core.Linear']:.2f}",
-            f"PATTERN graphs a second: {500 / t['500 graphs']:.0f}",
-        ]
-    )
-
-
-def linear_flops(x: Sequence[int], weight: Sequence[int], *_, **__) -> int:
-    """Operations of OneDNNLinear.product, from shapes, for torch's FLOP counter."""
-    return 2 * x[0] * x[1] * weight[0]
-
-
 # %% 11 Statistics
 
 VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
@@ -1128,14 +1157,6 @@ def rate_difference_p(hits: Sequence[float], base: Sequence[float]) -> float:
 
     table = [[int(np.sum(x)), len(x) - int(np.sum(x))] for x in (hits, base)]
     return float(stats.fisher_exact(table).pvalue)
-
-
-def variance_shares(signs: np.ndarray, values: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
-    """What explains a two-level full factorial: signs [arms, F] of +-1, values [arms, S] -> for each factor (f,) and each pair
-    (f, g) the share [S] of the variance over arms that it explains, as main effect or interaction; NaN where nothing varies."""
-    effects = [(f,) for f in range(signs.shape[1])] + list(itertools.combinations(range(signs.shape[1]), 2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {effect: (signs[:, effect].prod(1) @ values / len(values)) ** 2 / values.var(0) for effect in effects}
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
@@ -1295,9 +1316,7 @@ OVERFIT_FLAGS = (
     Flag("divide", divisor, (1.0,), "what a layer sums over nodes is divided by this"),
     Flag("norm-mask", one_of("on", "off"), ("on",), "norms see real nodes only, or padding too"),
     Flag("feedforward-norm", one_of("none", "batch"), ("none",), "norm inside the feed-forward, before its ReLU"),
-    Flag(
-        "readout", one_of("plain", "centred", "layer", "batch"), ("plain",), "norm before it; centred: less the mean of all nodes"
-    ),
+    Flag("readout", one_of("plain", "centred", "layer", "batch"), ("plain",), "norm before it; centred: less the nodes' mean"),
     Flag("degree", one_of("off", "on"), ("off",), "give each node its degree as an input"),
     Flag("dim", at_least(1), (100,), "width"),
     Flag("heads", at_least(1), (1,), "heads"),
@@ -1390,12 +1409,8 @@ def reader(read: Callable) -> Callable:
 
 def make_parser(experiment: Experiment) -> Parser:
     """The experiment's flags and those that all experiments share."""
-    parser = Parser(
-        prog=Path(experiment.file).name,
-        description=textwrap.dedent(experiment.doc),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(Path(experiment.file).name, description=textwrap.dedent(experiment.doc), allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     grid = parser.add_argument_group("hyperparameters", "One or more values each; several make a grid, crossed with the seeds.")
     for flag in experiment.flags:
         shown = " ".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in flag.default)
@@ -1502,14 +1517,17 @@ def extremes(run: Run, metric: str) -> str:
 
 
 def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str, np.ndarray]:
-    """`variance_shares` of a metric, by name ("lr", "lr x clip"), a value a seed; {} unless the run is the factors' full factorial
-    with two levels each."""
+    """What explains a metric in a two-level full factorial: for each factor ("lr") and each pair ("lr x clip") the share of the
+    variance over arms that it explains, as main effect or interaction, a value a seed; NaN where nothing varies, {} for another
+    grid."""
     levels = {factor: list(dict.fromkeys(cell.get(factor) for cell in run.cells)) for factor in factors}
     if len(run.cells) != 2 ** len(factors) or any(len(level) != 2 for level in levels.values()):
         return {}
-    signs = np.array([[1 - 2 * levels[factor].index(cell[factor]) for factor in factors] for cell in run.cells])
-    values = np.array([run.values(i, metric) for i in range(len(run.cells))])
-    return {" x ".join(factors[i] for i in effect): share for effect, share in variance_shares(signs, values).items()}
+    signs = {factor: np.array([1.0 - 2 * level.index(cell[factor]) for cell in run.cells]) for factor, level in levels.items()}
+    signs |= {f"{one} x {other}": signs[one] * signs[other] for one, other in itertools.combinations(factors, 2)}
+    values = np.array([run.values(i, metric) for i in range(len(run.cells))])  # [arms, S]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: (sign @ values / len(values)) ** 2 / values.var(0) for name, sign in signs.items()}
 
 
 def code_fingerprint(*paths: Path | str) -> str:
@@ -1823,19 +1841,25 @@ def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
     return Figure("ratio", figure, finding, columns)
 
 
-def dots_figure(
-    run: Run, kind: str, finding: str, metrics: Sequence[str], x: str, scale: str = "linear", lines: dict[str, float] | None = None
-) -> Figure:
-    """A row an arm and a colour a metric: every seed a dot, their mean a bar. `lines` names numbers to be dashed. scale:
-    "linear", "log", or "symlog" for what may be zero: linear below 1e-6."""
-    plt, columns, names = pyplot(), {}, [cell_name(cell, varying(run.cells)) for cell in run.cells]
-    figure, axes = plt.subplots(figsize=(9, 0.15 * len(names) * (1.5 + len(metrics)) + 1.8))
-    for m, (metric, colour) in enumerate(zip(metrics, itertools.cycle(COLOURS.values()))):
-        for i, name in enumerate(names):
-            values, row = run.values(i, metric), i + 0.7 * (m + 0.5) / len(metrics) - 0.35
-            axes.plot(values, [row] * len(values), "o", color=colour, markersize=5, alpha=0.5)
-            axes.plot(np.mean(values), row, "|", color=colour, markersize=16, markeredgewidth=3, label=metric.replace("_", " "))
-            columns[f"{name} | {metric}"] = values
+def by_arm(run: Run, metrics: Sequence[str]) -> dict[str, dict[str, Sequence[float]]]:
+    """Rows for `dots_figure`: every arm with its metrics, a value a seed."""
+    return {cell_name(cell, varying(run.cells)): {m: run.values(i, m) for m in metrics} for i, cell in enumerate(run.cells)}
+
+
+def dots_figure(rows: dict[str, dict[str, Sequence[float]]], kind: str, finding: str, x: str, scale: str = "linear",
+                lines: dict[str, float] | None = None) -> Figure:  # fmt: skip
+    """rows[name][series]: values, a row a name and a colour a series: every seed a dot, their mean a bar. `lines` names numbers to
+    be dashed. scale: "linear", "log", or "symlog" for what may be zero: linear below 1e-6."""
+    plt, columns, series = pyplot(), {}, list(dict.fromkeys(name for row in rows.values() for name in row))
+    colours = dict(zip(series, itertools.cycle(COLOURS.values())))
+    figure, axes = plt.subplots(figsize=(9, 0.15 * len(rows) * (1.5 + len(series)) + 1.8))
+    for (i, (row, found)), m in itertools.product(enumerate(rows.items()), range(len(series))):
+        if (name := series[m]) in found:
+            height = i + 0.7 * (m + 0.5) / len(series) - 0.35
+            axes.plot(found[name], [height] * len(found[name]), "o", color=colours[name], markersize=5, alpha=0.5)
+            mark = {"color": colours[name], "markersize": 16, "markeredgewidth": 3, "label": name.replace("_", " ")}
+            axes.plot(np.mean(found[name]), height, "|", **mark)
+            columns[f"{row} | {name}"] = found[name]
     for label, number in (lines or {}).items():
         axes.axvline(number, color="black", linestyle="--", linewidth=1, label=label)
     axes.set_xscale(scale, **({"linthresh": 1e-6} if scale == "symlog" else {}))
@@ -1843,7 +1867,7 @@ def dots_figure(
         axes.xaxis.set_major_formatter("{x:g}")
         low, high = axes.get_xlim()
         axes.xaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
-    axes.set(xlabel=x, yticks=range(len(names)), yticklabels=names)
+    axes.set(xlabel=x, yticks=range(len(rows)), yticklabels=rows)
     axes.invert_yaxis()
     legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
@@ -1851,24 +1875,38 @@ def dots_figure(
     return Figure(kind, figure, finding, columns)
 
 
-def matrix_figure(kind: str, finding: str, names: Sequence[str], shares: dict[str, dict[str, np.ndarray]]) -> Figure:
-    """For each response its `factorial_shares`, mean and spread over seeds: factors on the diagonal, their pairs below it."""
-    plt, columns = pyplot(), {}
-    figure, grid = plt.subplots(1, len(shares), figsize=(6.4 * len(shares), 5.4), squeeze=False)
-    labels = [name.replace("_", " ") for name in names]
-    for axes, (response, found) in zip(grid.flat, shares.items(), strict=True):
-        table = np.full((len(names), len(names)), np.nan)
-        for effect, share in found.items():
-            row, column = names.index(effect.split(" x ")[-1]), names.index(effect.split(" x ")[0])
-            table[row, column] = share.mean()
-            axes.text(column, row, f"{share.mean():.2f}\n±{share.std():.2f}", ha="center", va="center", fontsize=10)
-            columns[f"{response} | {effect}"] = share
-        axes.imshow(table, cmap="Blues", vmin=0, vmax=1.3)
-        axes.set_xticks(range(len(names)), labels, rotation=35, ha="right")
-        axes.set_yticks(range(len(names)), labels)
-        axes.set_title(f"share of the variance of {response.replace('_', ' ')}")
-        axes.grid(False)
-    figure.suptitle(textwrap.fill(finding, 120), fontsize=12)
+def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[str], y: str, panel_keys: Sequence[str] = (),
+                 log: str = "", lines: dict[str, float] | None = None) -> Figure:  # fmt: skip
+    """Metrics against the hyperparameter `key`: a panel for each combination of `panel_keys`, a colour for each of what else varies
+    (or for each metric), every seed a thin line, their mean a thick one. `log` names the logarithmic axes: "x", "y" or "xy"."""
+    plt, columns, points = pyplot(), {}, {}
+    arm_keys = [k for k in varying(run.cells) if k not in (key, *panel_keys)]
+    for i, cell in enumerate(run.cells):
+        for metric in metrics:
+            arm = [cell_name(cell, arm_keys)] * bool(arm_keys) + [metric.replace("_", " ")] * (len(metrics) > 1 or not arm_keys)
+            points.setdefault((cell_name(cell, panel_keys), ", ".join(arm)), []).append((cell[key], run.values(i, metric)))
+    panels, names = ([*dict.fromkeys(k)] for k in zip(*points, strict=True))
+    colours, width = colours_of([name.partition(", ")[0] for name in names]), max(4.2 * len(panels), 7.0)
+    figure, grid = plt.subplots(1, len(panels), figsize=(width, 4.8), sharey=True, squeeze=False)
+    for (panel, name), found in points.items():
+        x, values = zip(*sorted(found), strict=True)
+        axes, style = grid[0, panels.index(panel)], names.index(name) % len(metrics) if arm_keys else 0
+        how = {"color": colours[name.partition(", ")[0]], "linestyle": ("-", "--", ":", "-.")[style], "marker": "o"}
+        axes.plot(x, values, linewidth=0.6, markersize=3, alpha=0.5, **how)
+        axes.plot(x, np.mean(values, 1), linewidth=1.8, markersize=0, label=name, **how)
+        columns[f"{panel} | {name} | {key}"] = x
+        columns |= {
+            f"{panel} | {name} | seed {seed}": each for seed, each in zip(run.seeds, zip(*values, strict=True), strict=True)
+        }
+    for axes, panel in zip(grid[0], panels, strict=True):
+        for label, number in (lines or {}).items():
+            axes.axhline(number, color="black", linestyle="--", linewidth=1, label=label)
+        scales = {f"{axis}scale": "log" if axis in log else "linear" for axis in "xy"}
+        axes.set(title=panel if panel_keys else "", xlabel=key.replace("_", " "), **scales)
+    grid[0, 0].set_ylabel(y)
+    legend = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 4 if width > 8 else 3))
+    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
     return Figure(kind, figure, finding, columns)
 
 
@@ -1970,10 +2008,7 @@ def results_table(experiment: Experiment, run: Run) -> str:
             row.append(" ".join(f"{value:.3f}" for value in run.values(i, experiment.metrics[0])))
         lines.append("| " + " | ".join(row) + " |")
     if len(shown) < len(run.cells):
-        lines += [
-            "",
-            f"{len(run.cells) - len(shown)} arms between these are left out; the CSV named -arms- has every arm and seed.",
-        ]
+        lines += ["", f"{len(run.cells) - len(shown)} arms between these stand in the CSV named -arms- only."]
     if derived := experiment.derived(run):
         lines += ["", "| over several arms | mean | by seed |", "|---|---|---|"]
         for name, values in derived.items():
@@ -2163,16 +2198,3 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     if speaks:
         print(f"{Path(experiment.file).name}: {message}", file=sys.stderr)
     return status
-
-
-if __name__ == "__main__":
-    parser = Parser(prog="core.py", description="bench: time the layers against each other on this machine.", allow_abbrev=False)
-    parser.add_argument("command", choices=["bench"])
-    parser.add_argument("--threads", type=reader(at_least(1)), default=1)
-    parser.add_argument("--rounds", type=reader(at_least(1)), default=15)
-    try:
-        chosen = parser.parse_args()
-    except UsageError as mistake:
-        print(f"core.py: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    print(bench(chosen.threads, chosen.rounds))

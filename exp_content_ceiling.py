@@ -112,7 +112,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    varies, panels, columns = core.varying(run.cells), {}, {}
+    varies = core.varying(run.cells)
     curves = core.curves_figure(
         run, "score", f"Early stop less the own symbol's ceiling: {core.extremes(run, 'early_gap')}",
         lambda cell, result: {"score": result["curve"], "ceiling of the own symbol": result["symbol_curve"]},
@@ -120,21 +120,11 @@ def figures(run: core.Run) -> list[core.Figure]:
     for axes in curves.figure.axes:
         axes.set_xscale("symlog", linthresh=10)
         axes.axhline(0, color="black", linestyle="--", linewidth=1)
-    for i in sorted(range(len(run.cells)), key=lambda i: run.cells[i]["dim"]):
-        panels.setdefault(core.cell_name(run.cells[i], [key for key in varies if key != "dim"]), []).append(i)
-    figure, grid = core.pyplot().subplots(1, len(panels), figsize=(max(4.5 * len(panels), 7), 4.5), sharey=True, squeeze=False)
-    for axes, (name, cells) in zip(grid[0], panels.items(), strict=True):
-        widths = [run.cells[i]["dim"] for i in cells]
-        for k, what in enumerate(("plateau", "symbol_ceiling", "best", "ceiling")):
-            values, style = np.array([run.values(i, what) for i in cells]), ("o-", "_--")[k % 2]  # [widths, S]
-            axes.plot(widths, values, style, color=f"C{k // 2}", linewidth=0.6, markersize=4, alpha=0.5)
-            axes.plot(widths, values.mean(1), style, color=f"C{k // 2}", linewidth=1.8, label=what.replace("_", " "))
-            columns |= {f"{name} | {what} | seed {seed}": each for seed, each in zip(run.seeds, values.T, strict=True)}
-        axes.axhline(0.61, color="black", linestyle=":", label="notebook")
-        axes.set(title=name, xscale="log", xlabel="width", ylabel="balanced accuracy", xticks=widths, xticklabels=widths)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    figure.suptitle(finding := f"Graph ceiling less best score: {core.extremes(run, 'shortfall')}", fontsize=11, wrap=True)
-    return [curves, core.Figure("width", figure, finding, {"width": widths} | columns)]
+    widths = core.sweep_figure(
+        run, "width", f"Graph ceiling less best score: {core.extremes(run, 'shortfall')}", "dim",
+        ["plateau", "symbol_ceiling", "best", "ceiling"], "balanced accuracy", [key for key in varies if key != "dim"], log="x",
+        lines={"notebook": 0.61})  # fmt: skip
+    return [curves, widths]
 
 
 SMOKE = {"layers": (2,), "dim": (8,), "hidden": (8,), "graphs": (4,), "epochs": (3,), "order": ("stored",)}

@@ -129,10 +129,11 @@ def headline(run: core.Run) -> str:
 def figures(run: core.Run) -> list[core.Figure]:
     shares = {metric: core.factorial_shares(run, metric, list(FACTORS)) for metric in ("log10_jump", "best")}
     if shares["best"]:
-        return [core.matrix_figure("shares", headline(run), list(FACTORS), shares)]
-    return [core.dots_figure(run, "jump", headline(run), ["jump"], "mean |change of the score| an epoch, second half", scale="log",
-                             lines={"the rule: no longer jumps below": 0.01}),
-            core.dots_figure(run, "best", f"Best score: {core.extremes(run, 'best')}", ["best"], "best balanced accuracy"),
+        rows = {effect: {metric: share[effect] for metric, share in shares.items()} for effect in shares["best"]}
+        return [core.dots_figure(rows, "shares", headline(run), "share of the variance over arms")]
+    jump, best = core.by_arm(run, ["jump"]), core.by_arm(run, ["best"])
+    return [core.dots_figure(jump, "jump", headline(run), "mean |change of the score| an epoch, 2nd half", "log", {"rule": 0.01}),
+            core.dots_figure(best, "best", f"Best score: {core.extremes(run, 'best')}", "best balanced accuracy"),
             core.score_figure(run)]  # fmt: skip
 
 

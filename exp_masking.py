@@ -129,8 +129,8 @@ CLAIMS = [
 
 def figures(run: core.Run) -> list[core.Figure]:
     return [
-        core.dots_figure(run, "leaks", f"Noise on padding moves real nodes: {core.extremes(run, 'forward_layer')}",
-                         ["forward_layer", "backward_layer", "unreachable", "alone", "nan_backward"],
+        core.dots_figure(core.by_arm(run, ["forward_layer", "backward_layer", "unreachable", "alone", "nan_backward"]), "leaks",
+                         f"Noise on padding moves real nodes: {core.extremes(run, 'forward_layer')}",
                          "share of the largest value, or of all entries (nan)", scale="symlog"),
         core.score_figure(run),
     ]  # fmt: skip

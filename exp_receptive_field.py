@@ -72,7 +72,8 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    return [core.dots_figure(run, "best", f"Best score: {core.extremes(run, 'best')}", ["best"], "best balanced accuracy"),
+    return [core.dots_figure(core.by_arm(run, ["best"]), "best", f"Best score: {core.extremes(run, 'best')}",
+                             "best balanced accuracy"),
             core.score_figure(run)]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import re
 import resource
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -226,6 +227,98 @@ def test_graphwise_product_is_the_padded_product(batch):
 
 
 # masks and adjacency stacks
+
+
+def transition_fractions(n, edges, receptive_field):
+    """(P^0 .. P^r) of a graph in Fractions: [r + 1][n][n]."""
+    beside = [[j for pair in edges for i_, j in (pair, pair[::-1]) if i_ == i] for i in range(n)]
+    powers = [[[Fraction(int(i == j)) for j in range(n)] for i in range(n)]]
+    for _ in range(receptive_field):
+        last = powers[-1]
+        powers.append(
+            [[sum((last[m][j] for m in beside[i]), Fraction(0)) / max(len(beside[i]), 1) for j in range(n)] for i in range(n)]
+        )
+    return powers
+
+
+@pytest.mark.parametrize("base", range(1, 7))
+def test_pyramid_is_the_triangle_and_its_only_colouring(base):
+    p = core.pyramid(base)
+    place = list(zip(p.row.tolist(), p.column.tolist(), strict=True))
+    near = {(0, 1), (1, 0), (1, 1), (0, -1), (-1, 0), (-1, -1)}
+    pairs = {(i, j) for i, j in itertools.combinations(range(len(place)), 2) if tuple(np.subtract(place[j], place[i])) in near}
+    assert {tuple(sorted(edge)) for edge in p.edges.tolist()} == pairs and len(p.edges) == len(pairs)
+    assert place == [(r, c) for r in range(base) for c in range(r + 1)]
+    proper = [
+        colouring
+        for colouring in itertools.product(range(3), repeat=len(place))
+        if all(colouring[i] != colouring[j] for i, j in pairs)
+    ] if base <= 4 else [tuple(p.colour)]  # fmt: skip
+    assert tuple(p.colour) in proper and len(proper) == {1: 3}.get(base, 6 if base <= 4 else 1)
+
+
+@pytest.mark.parametrize("base", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("receptive_field", [0, 1, 2, 5, 7])
+def test_pair_codes_are_equal_exactly_where_fractions_are(base, receptive_field):
+    p = core.pyramid(base)
+    n = len(p.row)
+    powers = transition_fractions(n, p.edges.tolist(), receptive_field)
+    vector = {(i, j): tuple(power[i][j] for power in powers) for i, j in itertools.product(range(n), repeat=2)}
+    for modulus, multiplier in ((2**57 - 13, 0x9E3779B97F4A7C15), (2**56 - 5, 0xBF58476D1CE4E5B9)):
+        codes = core.pair_codes(n, p.edges, receptive_field, modulus, multiplier)
+        together = {(vector[i, j], int(codes[i, j])) for i, j in vector}
+        assert len(together) == len(set(vector.values())) == len(np.unique(codes))
+        assert all((code == 0) == (not any(v)) for v, code in together)
+
+
+def test_pair_codes_refuse_a_degree_that_does_not_divide():
+    star = np.array([[0, i] for i in range(1, 6)])  # degree 5
+    with pytest.raises(ValueError, match="multiple of every degree"):
+        core.pair_codes(6, star, 1, 101, 3)
+    assert len(np.unique(core.pair_codes(6, star, 1, 2**57 - 13, 3, scale=5))) == 4  # itself, out of the hub, into it, not reached
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_edge_bias_attention_against_a_loop(heads):
+    n, d, e = 5, 4, 3
+    torch.manual_seed(0)
+    layer = core.EdgeBiasAttention(d, heads, e).double()
+    x, edge = torch.randn(n, d, dtype=torch.float64), torch.randn(n, n, e, dtype=torch.float64)
+    query, key, value = (project(x) for project in (layer.query, layer.key, layer.value))
+    mixed = torch.zeros(n, d, dtype=torch.float64)
+    for h, i in itertools.product(range(heads), range(n)):
+        part = slice(h * d // heads, (h + 1) * d // heads)
+        bias = [layer.bias(layer.edge_feedforward(edge[i, j][None]))[0, h] for j in range(n)]
+        logit = torch.stack([query[i, part] @ key[j, part] / math.sqrt(d // heads) + bias[j] for j in range(n)])
+        mixed[i, part] = logit.softmax(0) @ value[:, part]
+    torch.testing.assert_close(layer(x, edge), layer.out(mixed))
+    whole = core.TransformerLayer(layer, core.FeedForward(d, 4 * d).double(), d, ("none", "none"))
+    torch.testing.assert_close(whole(x, edge), x + layer.out(mixed) + whole.feedforward(x + layer.out(mixed)))
+    with pytest.raises(ValueError, match="do not divide"):
+        core.EdgeBiasAttention(4, 3, 2)
+
+
+def test_edge_products_against_sums_over_the_third_node():
+    n, e = 5, 3
+    torch.manual_seed(0)
+    edge = torch.randn(n, n, e, dtype=torch.float64)
+    for kind, second_index in (("path", lambda m, j: (m, j)), ("cluster", lambda m, j: (j, m))):
+        layer = core.EdgeProduct(e, kind).double()
+        first, second = layer.first.weight[0], layer.second.weight[0]
+        expected = [
+            [sum((edge[i, m] @ first) * (edge[second_index(m, j)] @ second) for m in range(n)) for j in range(n)] for i in range(n)
+        ]
+        torch.testing.assert_close(layer(edge), torch.stack([torch.stack(row) for row in expected]))
+    layer = core.EdgeLayer(e).double()
+    inner = edge + layer.feedforward(edge.reshape(-1, e)).reshape(n, n, e)
+    torch.testing.assert_close(layer(edge), inner + layer.path(inner)[..., None] / n)
+
+
+@pytest.mark.parametrize("build", [core.EdgeLayer, lambda e: core.EdgeProduct(e, "path"), lambda e: core.EdgeProduct(e, "cluster")])
+def test_edge_layers_follow_a_renumbering_of_the_nodes(build):
+    torch.manual_seed(0)
+    layer, edge, order = build(4), torch.randn(6, 6, 4), torch.randperm(6)
+    torch.testing.assert_close(layer(edge[order][:, order]), layer(edge)[order][:, order], rtol=1e-4, atol=1e-5)
 
 
 def test_masked_softmax_rows():
@@ -543,13 +636,12 @@ def test_class_weighted_loss_by_hand():
     torch.testing.assert_close(core.class_weighted_cross_entropy(logits, label), expected)
 
 
-def test_balanced_accuracy_pooled_and_by_batch():
+def test_balanced_accuracy_is_pooled():
     first = core.confusion(torch.tensor([[1.0, 0], [0, 1.0], [0, 1.0], [1.0, 0]]), torch.tensor([0, 0, 1, core.IGNORED]))
     second = core.confusion(torch.tensor([[1.0, 0], [1.0, 0], [1.0, 0]]), torch.tensor([0, 1, 1]))
     assert first.tolist() == [[1, 1], [0, 1]] and second.tolist() == [[1, 0], [2, 0]]
     both = torch.stack([first, second])
     assert core.pooled_balanced_accuracy(both) == pytest.approx((2 / 3 + 1 / 3) / 2)
-    assert core.batch_balanced_accuracy(both) == pytest.approx(((1 / 2 + 1) / 2 + (1 + 0) / 2) / 2)
     assert core.class_recalls(torch.tensor([[3, 1], [0, 0]])).tolist() == [0.75, 0.0]  # an absent class counts 0
 
 
@@ -968,7 +1060,7 @@ def test_a_long_table_shows_its_ends(toy, monkeypatch):
     text = toy.logbook.read_text()
     shown = re.findall(r"^\| a (\d+) \|", text, re.MULTILINE)
     assert shown == ["5", "39", "38", "37", "36", "35", "34", "25", "24", "23", "22", "21"]
-    assert f"{20 - len(shown)} arms between these are left out" in text
+    assert f"{20 - len(shown)} arms between these stand in the CSV named -arms- only" in text
 
 
 def test_metrics_over_several_arms_are_shown_and_judged(toy):
@@ -1035,18 +1127,21 @@ def test_other_code_is_not_reused_unless_asked(toy, capsys):
     assert "0 of them finished before" in capsys.readouterr().out
 
 
-def test_variance_shares_are_those_of_least_squares():
+def test_factorial_shares_are_those_of_least_squares():
     """A model with all main effects and pairs leaves exactly what the shares do not explain."""
     rng = np.random.default_rng(0)
     signs = np.array(list(itertools.product((1, -1), repeat=4)))
     values = signs @ rng.normal(size=(4, 3)) + 3 * (signs[:, :1] * signs[:, 2:3]) + rng.normal(size=(16, 3))
-    shares = core.variance_shares(signs, values)
+    run = core.Run(
+        [dict(zip("abcd", row, strict=True)) for row in signs], [0, 1, 2], [[{"m": v} for v in row] for row in values], 0.0, 0
+    )
+    shares = core.factorial_shares(run, "m", "abcd")
     assert len(shares) == 4 + 6
-    design = np.stack([np.ones(16), *(signs[:, effect].prod(1) for effect in shares)], 1)
+    design = np.stack([np.ones(16), *(signs[:, ["abcd".index(f) for f in effect.split(" x ")]].prod(1) for effect in shares)], 1)
     residual = np.linalg.lstsq(design, values, rcond=None)[1] / 16
     np.testing.assert_allclose(sum(shares.values()), 1 - residual / values.var(0))
     alone = np.stack([np.ones(16), signs[:, 0] * signs[:, 2]], 1)
-    np.testing.assert_allclose(shares[0, 2], 1 - np.linalg.lstsq(alone, values, rcond=None)[1] / 16 / values.var(0))
+    np.testing.assert_allclose(shares["a x c"], 1 - np.linalg.lstsq(alone, values, rcond=None)[1] / 16 / values.var(0))
 
 
 def test_factorial_shares_need_the_full_factorial():
@@ -1309,6 +1404,16 @@ def test_every_column_of_panels_has_its_axis():
     assert drawn.columns["a 4 | gin | seed 0"].tolist() == [4, 5, 6] and len(drawn.columns) == 5
 
 
-def test_bench_reports_ratios():
-    text = core.bench(threads=1, rounds=1)
-    assert re.search(r"gating step / GIN step, .*: \d+\.\d\d", text) and "1 thread(s)" in text
+def test_sweep_figure_draws_every_seed_of_every_arm():
+    cells = [{"x": x, "a": a, "p": p} for x, a, p in itertools.product((4, 2), "uv", (0, 1))]
+    run = core.Run(cells, [0, 7], [[{"m": cell["x"] + seed, "k": seed} for seed in (0, 7)] for cell in cells], 0.0, 0)
+    drawn = core.sweep_figure(run, "k", "f", "x", ["m", "k"], "y", ["p"], log="x", lines={"limit": 1.0})
+    assert drawn.columns["p 0 | a u, m | seed 7"] == (9, 11) and drawn.columns["p 1 | a v, k | x"] == (2, 4)
+    assert len(drawn.columns) == 2 * 2 * 2 * 3
+    axes = drawn.figure.axes
+    assert [one.get_title() for one in axes] == ["p 0", "p 1"] and {one.get_xscale() for one in axes} == {"log"}
+    lines = {line.get_label(): line for line in axes[0].get_lines() if not line.get_label().startswith("_")}
+    assert lines.keys() == {"a u, m", "a u, k", "a v, m", "a v, k", "limit"}
+    assert lines["a u, m"].get_ydata().tolist() == [5.5, 7.5] and lines["a u, m"].get_color() == lines["a u, k"].get_color()
+    assert lines["a u, m"].get_color() != lines["a v, m"].get_color()
+    core.pyplot().close(drawn.figure)

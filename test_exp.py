@@ -253,7 +253,6 @@ def test_a_killed_helper_ends_the_run_in_one_line(tmp_path):
 def test_exit_codes_of_the_process(tmp_path):
     wrong = run(command(tmp_path, "--layers", "0"))
     assert (wrong.returncode, wrong.stdout) == (2, "") and wrong.stderr.count("\n") == 1
-    assert run([sys.executable, str(HERE / "core.py"), "nonsense"]).returncode == 2
 
 
 @pytest.mark.parametrize("padding", [False, True])
