@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import core
+import exp_coloring_edges as coloring
 import exp_content_ceiling
 import exp_masking as masking
 import exp_palindrome as palindrome
@@ -44,6 +45,10 @@ EFFECTS = {
     "exp_pattern_stats": {"graphs": (33, {}), "order": ("shuffled", {}), "split": ("val", {})},
     "exp_palindrome": {"nodes": (5, {}), "stacks": (5, {}), "draws": (21, {})},
     "exp_pyramid_edges": {"base": (6, {}), "receptive_field": (3, {}), "float32": ("off", {}), "timing": ("on", {})},
+    "exp_coloring_edges": {
+        "receptive_field": (3, {}), "norm": ("batch", {}), "depth": (2, {}), "width": (5, {}), "lr": (1e-3, {}),
+        "steps": (4, {}), "train_up_to": (4, {}),
+    },
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
     "exp_gin_emulation": {"start": ("hand", {})},
@@ -180,6 +185,8 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_gin_batchnorm", ["--mlp-norm", "none", "--between-norm", "none", "--norm-mask", "off"], "--norm-mask"),
         ("exp_gin_emulation", ["--model", "gin", "--start", "hand"], "--start"),
         ("exp_masking", ["--heads", "3"], "--heads 3"),
+        ("exp_coloring_edges", ["--train-up-to", "2"], "--train-up-to"),
+        ("exp_coloring_edges", ["--receptive-field", "2", "2"], "--receptive-field"),
         ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
         ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
         ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
@@ -603,3 +610,85 @@ def test_renumbered_nodes_leave_the_exact_count_and_move_the_rounded_one():
     renumbered = pyramid._replace(edges=np.argsort(order)[pyramid.edges], colour=pyramid.colour[order])
     kinds = [core.pair_kinds(core.pair_codes(55, p.edges, 4, 2**57 - 13, 99), p.colour)[0] for p in (pyramid, renumbered)]
     np.testing.assert_array_equal(*kinds)
+
+
+def exact_pairs(base, receptive_field):
+    """Every ordered pair i != j of a pyramid from scratch, row by row: its vector in Fractions, and are its colours the same."""
+    place = [(row, column) for row in range(base) for column in range(row + 1)]
+    near = {(0, 1), (1, 0), (1, 1), (0, -1), (-1, 0), (-1, -1)}
+    joined = [[b for b, q in enumerate(place) if (q[0] - p[0], q[1] - p[1]) in near] for p in place]
+    found = []
+    for i, j in itertools.permutations(range(len(place)), 2):
+        walk, vector = {i: Fraction(1)}, []
+        for _ in range(receptive_field + 1):
+            vector.append(walk.get(j, Fraction(0)))
+            ahead = {}
+            for a, share in walk.items():
+                for b in joined[a]:
+                    ahead[b] = ahead.get(b, 0) + share / len(joined[a])
+            walk = ahead
+        found.append((tuple(vector), sum(place[i]) % 3 == sum(place[j]) % 3))
+    return found
+
+
+@pytest.mark.parametrize(("bases", "receptive_field"), [(range(3, 4), 0), (range(2, 5), 2), (range(4, 5), 4)])
+def test_coloring_pairs_are_the_exact_ones(bases, receptive_field):
+    """Vectors, colours, distances (the first power that is not 0) and codes, equal exactly where vectors are."""
+    pairs, exact = coloring.Pairs(bases, receptive_field), [one for b in bases for one in exact_pairs(b, receptive_field)]
+    vectors = [vector for vector, _ in exact]
+    np.testing.assert_allclose(pairs.vector.numpy(), np.array(vectors, dtype=float), rtol=1e-6, atol=0)
+    assert pairs.vector.dtype == torch.float32 and pairs.same.tolist() == [same for _, same in exact]
+    assert pairs.hop.tolist() == [next((k for k, x in enumerate(v) if x), receptive_field + 1) for v in vectors]
+    assert len(set(zip(pairs.code.tolist(), vectors, strict=True))) == len(set(vectors)) == len(np.unique(pairs.code))
+
+
+@pytest.mark.parametrize(("base", "receptive_field"), [(3, 1), (3, 2), (4, 1), (4, 2)])
+def test_coloring_ceiling_is_the_best_of_all_functions(base, receptive_field):
+    exact = exact_pairs(base, receptive_field)
+    groups = sorted({vector for vector, _ in exact})
+    count = {(vector, same): exact.count((vector, same)) for vector in groups for same in (False, True)}
+    total = {same: sum(count[vector, same] for vector in groups) for same in (False, True)}
+    assert len(groups) <= 14  # 2^14 functions
+    best = max(
+        sum(Fraction(count[vector, says], 2 * total[says]) for vector, says in zip(groups, answer, strict=True))
+        for answer in itertools.product((False, True), repeat=len(groups))
+    )
+    pairs = coloring.Pairs(range(base, base + 1), receptive_field)
+    assert coloring.best_rule(pairs.code, pairs.same)[2] == pytest.approx(float(best), abs=1e-12)
+
+
+def test_coloring_look_up_is_the_ceiling_where_it_was_learned_and_says_different_elsewhere():
+    """Its score on the next pyramid, by a dictionary of exact vectors; blind to everything without powers."""
+    result = coloring.trial(smoke_cell(coloring, train_up_to=4), 0)
+    assert result["train_look_up"] == pytest.approx(result["train_ceiling"]) and result["train_new"] == 0
+    trained, tested = [one for base in (3, 4) for one in exact_pairs(base, 2)], exact_pairs(5, 2)
+    both = [sum(s == same for _, s in trained) for same in (False, True)]
+    table = {v: trained.count((v, True)) * both[0] > trained.count((v, False)) * both[1] for v, _ in trained}
+    recalls = [np.mean([table.get(v, False) == same for v, same in tested if same == kind]) for kind in (False, True)]
+    assert result["test_look_up"] == pytest.approx(np.mean(recalls)) and result["test_look_up"] <= result["test_ceiling"]
+    assert result["test_new"] == pytest.approx(np.mean([v not in table for v, _ in tested])) and result["test_new"] > 0
+    blind = coloring.trial(smoke_cell(coloring, receptive_field=0), 0)
+    assert blind["test_score"] == blind["test_ceiling"] == blind["test_look_up"] == 0.5
+
+
+def test_coloring_network_learns_more_than_distance_and_never_passes_the_ceiling():
+    config = smoke_cell(coloring, norm="input", width=32, depth=2, lr=1e-2, steps=400, train_up_to=5)
+    result = coloring.trial(config, 0)
+    assert -0.1 < result["train_over_ceiling"] < 1e-9 and result["train_score"] > result["train_distance_ceiling"] > 0.5
+    assert result["test_score"] == result["curve"][-1] <= result["test_ceiling"]
+    assert math.isnan(result["diverged"]) and coloring.trial(config | {"lr": 1e38}, 0)["diverged"] >= 1
+
+
+def test_coloring_batch_norms_score_as_in_training_with_all_known_vectors():
+    """With `known`, answers are those of a training pass over them; the model itself, its running averages too, stays as it was."""
+    model, pairs = coloring.build(smoke_cell(coloring, norm="batch"), 0), coloring.Pairs(range(3, 5), 2)
+    with torch.no_grad():
+        model[-1].bias -= model(pairs.vector).unique().mean()  # else all answers are the same
+        model(pairs.vector + 1)  # the running averages are then of other vectors
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    expected = (model(pairs.vector)[:, 0] > 0).numpy() == pairs.same
+    model.load_state_dict(before)
+    right = coloring.answers(model, pairs, pairs.vector)
+    np.testing.assert_array_equal(right, expected)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()) and model.training
+    assert (coloring.answers(model, pairs) != right).any()
