@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.utils.flop_counter import FlopCounterMode
 
 import core
 import exp_coloring_edges as coloring
@@ -52,6 +54,7 @@ EFFECTS = {
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
     "exp_gin_emulation": {"start": ("hand", {})},
+    "exp_complexity": {"model": ("path", {}), "nodes": (5, {}), "edge_dim": (3, {}), "dim": (4, {}), "heads": (4, {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {
@@ -187,6 +190,9 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_masking", ["--heads", "3"], "--heads 3"),
         ("exp_coloring_edges", ["--train-up-to", "2"], "--train-up-to"),
         ("exp_coloring_edges", ["--receptive-field", "2", "2"], "--receptive-field"),
+        ("exp_complexity", ["--heads", "3"], "--heads 3"),
+        ("exp_complexity", ["--nodes", "8", "10000000"], "--nodes 10000000: needs 192000"),
+        ("exp_complexity", ["--model", "path", "--dim", "8"], "--dim"),
         ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
         ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
         ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
@@ -692,3 +698,101 @@ def test_coloring_batch_norms_score_as_in_training_with_all_known_vectors():
     np.testing.assert_array_equal(right, expected)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()) and model.training
     assert (coloring.answers(model, pairs) != right).any()
+
+
+def plain_forward(model, n, e, d, heads):
+    """The same computation written out with torch's own functions; returns its weight matrices."""
+    x, edge, weights = torch.randn(n, d), torch.randn(n, n, e), []
+
+    def project(z, out):
+        weights.append(torch.randn(out, z.shape[-1]))
+        return torch.einsum("...i,oi->...o", z, weights[-1])
+
+    def feedforward(z):
+        return project(project(z, 4 * z.shape[-1]).relu(), z.shape[-1])
+
+    def path(z, swap=False):
+        first, second = project(z, 1)[..., 0], project(z, 1)[..., 0]
+        return torch.einsum("ik,jk->ij" if swap else "ik,kj->ij", first, second)
+
+    if model == "edge-bias":
+        query, key, value = (project(x, d).view(n, heads, -1) for _ in range(3))
+        logits = torch.einsum("ihc,jhc->hij", query, key) + project(feedforward(edge), heads).permute(2, 0, 1)
+        feedforward(project(torch.einsum("hij,jhc->ihc", logits.softmax(-1), value).reshape(n, d), d))
+    else:
+        path(edge + feedforward(edge) if model == "simple" else edge, model == "cluster")
+    return weights
+
+
+@pytest.mark.parametrize(("n", "e", "d", "heads"), [(5, 3, 8, 2), (9, 2, 12, 3)])
+@pytest.mark.parametrize("model", ["edge-bias", "simple", "path", "cluster"])
+def test_costs_are_those_of_a_plain_forward_pass(model, n, e, d, heads):
+    script = importlib.import_module("exp_complexity")
+    core.set_up("cpu", 1)
+    config = core.notebook_cell(script.EXPERIMENT, False, model=model, nodes=n, edge_dim=e, dim=d, heads=heads)
+    with FlopCounterMode(display=False) as counter:
+        weights = plain_forward(model, n, e, d, heads)
+    result, own = script.trial(config, 0), sum(w.numel() for w in weights)
+    assert (result["weights"], result["macs"]) == (own, counter.get_total_flops() / 2) and result["macs_error"] == 0
+    assert script.formulas(config)[2] == result["macs"] and script.formulas(config)[0] == own - (heads - 2) * e * ("dim" in config)
+    by_name = dict(script.build(config).named_parameters())
+    assert own == sum(w.numel() for name, w in by_name.items() if name.endswith("weight") and "norm" not in name)
+
+
+def test_memory_tracker_on_a_known_peak():
+    def forward():
+        a = torch.zeros(1000)
+        b = a.view(10, 100) + 1  # both alive
+        del a
+        b.mul_(2)
+        c = torch.cat([b, b])  # 4000 + 8000 bytes
+        del b
+        return c[:5] + 1
+
+    with torch.no_grad(), MemTracker() as tracker:
+        forward()
+    assert tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] == 12000
+
+
+@pytest.mark.parametrize("model", ["edge-bias", "simple", "path", "cluster"])
+def test_memory_is_that_of_the_allocator(model):
+    """torch's profiler sees every block that is taken and given back, scratch space too, but not what was there before."""
+    script, (n, e) = importlib.import_module("exp_complexity"), (96, 8)
+    core.set_up("cpu", 1)
+    config = core.notebook_cell(script.EXPERIMENT, False, model=model, nodes=n, edge_dim=e, dim=64)
+    module, edge = script.build(config), torch.randn(n, n, e)
+    inputs = [torch.randn(n, 64), edge] if model == "edge-bias" else [edge]
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        module(*inputs)
+    blocks = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    taken = np.cumsum([block.nbytes() for block in sorted(blocks, key=lambda block: block.start_ns())])
+    result = script.trial(config, 0)
+    assert result["megabytes"] * 1e6 == pytest.approx(taken.max() + edge.nbytes, rel=0.03) and result["memory_missed"] == 0
+
+
+def planted(script, cells, metrics):
+    """A run of two seeds whose metrics are functions of (cell, seed)."""
+    results = [[{"macs_error": 0.0} | {name: f(cell, seed) for name, f in metrics.items()} for seed in (0, 1)] for cell in cells]
+    return script.derived(core.Run(cells, [0, 1], results, 0.0, 0))
+
+
+def test_powers_and_takeovers_are_those_planted():
+    script = importlib.import_module("exp_complexity")
+    cells = [{"model": "path", "nodes": n, "edge_dim": e} for n in (256, 4, 16, 64) for e in (8, 2)]
+    small = {4: 7.0}  # the smallest size of four is left out of the fit
+    metrics = {
+        "time_ms": lambda c, seed: small.get(c["nodes"], 1) * (seed + 1) * c["nodes"] ** (2.5 + seed / 4) * c["edge_dim"] ** 0.5,
+        "megabytes": lambda c, seed: 3.0 * c["nodes"] ** 2 * c["edge_dim"],
+        "time_of_product_over_heads": lambda c, seed: (c["nodes"] / ((20 + seed) * c["edge_dim"])) ** 1.5,
+    }
+    found = planted(script, cells, metrics)
+    for name, values in {
+        "power of time_ms in nodes, path, e = 2": (2.5, 2.75), "power of time_ms in nodes, path, e = 8": (2.5, 2.75),
+        "power of time_ms in e, path, 256 nodes": (0.5, 0.5), "power of megabytes in nodes, path, e = 8": (2, 2),
+        "power of megabytes in e, path, 256 nodes": (1, 1), "takeover over 2e, path, e = 2": (10, 10.5),
+        "takeover over 2e, path, e = 8": (10, 10.5),
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(found.pop(name), values, rtol=1e-9, atol=1e-9)
+    assert found.keys() == {"largest macs_error", "power of megabytes in nodes, path, e = 2"}
+    always, never = (planted(script, cells, metrics | {"time_of_product_over_heads": lambda c, seed, r=r: r}) for r in (2.0, 0.5))
+    assert all(np.isnan(run["takeover over 2e, path, e = 2"]).all() for run in (always, never))
