@@ -140,7 +140,9 @@ def memory_mb(what: str = "VmHWM", file: str = "/proc/self/status") -> float:
 def require_memory(flag: str, megabytes: float) -> None:
     """Raise UsageError, naming the flag, if that much memory is not to be had now. Only Linux tells."""
     if sys.platform == "linux" and megabytes > (free := memory_mb("MemAvailable", "/proc/meminfo")):
-        raise UsageError(f"{flag}: needs about {megabytes:,.0f} MB of memory, {free:,.0f} are free; choose a smaller one")
+        raise UsageError(
+            f"{flag}: needs about {megabytes:,.0f} MB of memory, {free:,.0f} are free; choose a smaller one, or --jobs 1"
+        )
 
 
 FRESH = """import importlib, json, sys, time, core
@@ -834,14 +836,8 @@ def confusion(logits: Tensor, label: Tensor) -> Tensor:
 
 
 def class_recalls(counts: Tensor) -> Tensor:
-    """[..., 2, 2] counts -> [..., 2] share of each class that was found. A class that does not occur counts 0, as in the
-    benchmark's own metric."""
+    """[..., 2, 2] counts -> [..., 2] share of each class that was found; one that does not occur counts 0, as in the benchmark."""
     return counts.diagonal(dim1=-2, dim2=-1) / counts.sum(-1).clamp(min=1)
-
-
-def pooled_balanced_accuracy(counts: Tensor) -> Tensor:
-    """Mean of the two recalls over all nodes of all batches: [batches, 2, 2] -> scalar. Reported here unless a text says else."""
-    return class_recalls(counts.sum(0)).mean()
 
 
 def ranking_accuracy(logits: Tensor, label: Tensor) -> Tensor:
@@ -1374,7 +1370,7 @@ class Experiment:
     drops from a cell of the grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run)
     show the finding. metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run.
     derived(run) computes metrics that need several cells, a value a seed; without those whose cells the run lacks. Checks may name
-    them."""
+    them. memory(cell) is told and checked before the start: the flag that decides, and the MB that a trial needs."""
 
     file: str
     doc: str
@@ -1387,6 +1383,7 @@ class Experiment:
     smoke: dict
     cell: Callable[[dict], dict] = dict
     derived: Callable[["Run"], dict[str, Sequence[float]]] = lambda run: {}
+    memory: Callable[[dict], tuple[str, float]] = lambda cell: ("", 0.0)
 
     @property
     def name(self) -> str:
@@ -2175,11 +2172,14 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             read_logbook(options.logbook)
         gc.freeze()  # the libraries' objects: `run_trial` collects often and need not look at them
         trials = list_trials(experiment, cells, options)
-        unfinished = sum(not trial.path.exists() for trial in trials)
-        if first:
-            print(f"{experiment.name}: {len(trials)} trials, {len(trials) - unfinished} of them finished before", flush=True)
+        unfinished = [trial for trial in trials if not trial.path.exists()]
         jobs = options.jobs or (1 if options.smoke or Runtime.device.type == "cuda" else available_cores() // options.threads)
-        helpers = 0 if under_torchrun() else max(min(jobs, unfinished) - 1, 0)
+        helpers = 0 if under_torchrun() else max(min(jobs, len(unfinished)) - 1, 0)
+        flag, need = max((experiment.memory(trial.config) for trial in unfinished), key=lambda found: found[1], default=("", 0.0))
+        require_memory(flag, need * (1 + helpers))
+        if first:
+            done = f"{len(trials)} trials, {len(trials) - len(unfinished)} of them finished before"
+            print(f"{experiment.name}: {done}" + f", up to {need:,.0f} MB in each of {1 + helpers}" * (need > 0), flush=True)
         speaks = True  # from here on a rank may fail where the others do not
         run_trials(experiment, trials, Ranks([sys.executable, experiment.file, *argv], helpers))
         if first:

@@ -78,7 +78,7 @@ def trial(config: dict, seed: int) -> dict:
     known = [graph for p in patterns for graph in test[p * test.per_pattern : p * test.per_pattern + each]]
     for name, held_out in (("known", known), ("fresh", core.PatternData(seed, "test", fresh=True)[:TEST_GRAPHS])):
         counts = core.confusion(*core.evaluate(model, core.batches_of(held_out, 32)))
-        result[f"{name}_score"] = float(core.pooled_balanced_accuracy(counts[None]))
+        result[f"{name}_score"] = float(core.class_recalls(counts).mean())
     return result
 
 

@@ -102,11 +102,10 @@ def trial(config: dict, seed: int) -> dict:
     return result
 
 
-def cell(config: dict) -> dict:
+def memory(config: dict) -> tuple[str, float]:
     pairs = (config["base"] * (config["base"] + 1) // 2) ** 2  # and bytes for each, at most: tuples, rows twice sorted, codes alone
     each = (config["receptive_field"] + 1) * (55 if config["timing"] == "on" else 16) + 40 if config["float32"] == "on" else 12
-    core.require_memory(f"--base {config['base']}", 250 + pairs * each / 1e6)
-    return config
+    return f"--base {config['base']}", 250 + pairs * each / 1e6
 
 
 def derived(run: core.Run) -> dict[str, np.ndarray]:
@@ -153,7 +152,9 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 SMOKE = {"base": (10,), "receptive_field": (4, 2)}
 METRICS = ["unique", "float32", "shuffled", "notebook", "bound", "rounding", "notebook_error", "ambiguous", "float32_ambiguous"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived)
+EXPERIMENT = core.Experiment(
+    __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, derived=derived, memory=memory
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -49,7 +49,7 @@ EFFECTS = {
     "exp_pyramid_edges": {"base": (6, {}), "receptive_field": (3, {}), "float32": ("off", {}), "timing": ("on", {})},
     "exp_coloring_edges": {
         "receptive_field": (3, {}), "norm": ("batch", {}), "depth": (2, {}), "width": (5, {}), "lr": (1e-3, {}),
-        "steps": (4, {}), "train_up_to": (4, {}),
+        "steps": (4, {}), "train_up_to": (4, {}), "decay": ("on", {}),
     },
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
@@ -191,7 +191,7 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_coloring_edges", ["--train-up-to", "2"], "--train-up-to"),
         ("exp_coloring_edges", ["--receptive-field", "2", "2"], "--receptive-field"),
         ("exp_complexity", ["--heads", "3"], "--heads 3"),
-        ("exp_complexity", ["--nodes", "8", "10000000"], "--nodes 10000000: needs 192000"),
+        ("exp_complexity", ["--nodes", "8", "10000000"], "--nodes 10000000: needs about"),
         ("exp_complexity", ["--model", "path", "--dim", "8"], "--dim"),
         ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
         ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
