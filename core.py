@@ -481,7 +481,8 @@ def pair_codes(n: int, edges: np.ndarray, receptive_field: int, modulus: int, mu
         power = np.eye(n, min(16, n - start), -start, dtype=np.int64)
         code = np.zeros_like(power, dtype=np.uint64)
         for exponent in range(receptive_field + 1):
-            power = step @ power % modulus if exponent else power
+            if exponent:  # entries of (c P)^k are at most c^k
+                power = step @ power if scale**exponent < modulus else step @ power % modulus
             code ^= power.view(np.uint64)
             code *= np.uint64(multiplier)
             code ^= code >> np.uint64(32)
@@ -1763,7 +1764,7 @@ def pyplot():
 
     style = {"figure.dpi": 130, "font.size": 11, "axes.titlesize": 11, "axes.grid": True, "grid.alpha": 0.25}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    plt.rcParams.update(style | {"figure.constrained_layout.use": True})
+    plt.rcParams.update(style | {"figure.constrained_layout.use": True, "axes.formatter.min_exponent": 3})  # 30, not 3 x 10^1
     return plt
 
 
@@ -1865,10 +1866,6 @@ def dots_figure(rows: dict[str, dict[str, Sequence[float]]], kind: str, finding:
     for label, number in (lines or {}).items():
         axes.axvline(number, color="black", linestyle="--", linewidth=1, label=label)
     axes.set_xscale(scale, **({"linthresh": 1e-6} if scale == "symlog" else {}))
-    if scale == "log":  # 0.2 and 3 read better than powers of ten
-        axes.xaxis.set_major_formatter("{x:g}")
-        low, high = axes.get_xlim()
-        axes.xaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
     axes.set(xlabel=x, yticks=range(len(rows)), yticklabels=rows)
     axes.invert_yaxis()
     legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
@@ -1888,7 +1885,8 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
             arm = [cell_name(cell, arm_keys)] * bool(arm_keys) + [metric.replace("_", " ")] * (len(metrics) > 1 or not arm_keys)
             points.setdefault((cell_name(cell, panel_keys), ", ".join(arm)), []).append((cell[key], run.values(i, metric)))
     panels, names = ([*dict.fromkeys(k)] for k in zip(*points, strict=True))
-    colours, width = colours_of([name.partition(", ")[0] for name in names]), max(4.2 * len(panels), 7.0)
+    colours = colours_of([name.partition(", ")[0] for name in names])
+    width = max(4.2 * len(panels) if len(panels) < 3 else 3.4 * len(panels), 7.0)
     figure, grid = plt.subplots(1, len(panels), figsize=(width, 4.8), sharey=True, squeeze=False)
     for (panel, name), found in points.items():
         x, values = zip(*sorted(found), strict=True)
@@ -1905,6 +1903,8 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
             axes.axhline(number, color="black", linestyle="--", linewidth=1, label=label)
         scales = {f"{axis}scale": "log" if axis in log else "linear" for axis in "xy"}
         axes.set(title=panel if panel_keys else "", xlabel=key.replace("_", " "), **scales)
+        if "x" not in log and all(isinstance(cell[key], int) for cell in run.cells):
+            axes.xaxis.get_major_locator().set_params(integer=True)
     grid[0, 0].set_ylabel(y)
     legend = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 4 if width > 8 else 3))
