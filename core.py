@@ -1735,7 +1735,7 @@ def collect(trials: Sequence[Trial], code: str) -> Run:
 # %% 14 Plots
 
 COLOURS = {"sigmoid": "#0072B2", "softmax": "#D55E00", "gin": "#009E73"}  # one arm, one colour, in all figures
-COLOURS |= {"class 0": "#56B4E9", "class 1": "#CC79A7", "AUC": "#000000"}
+COLOURS |= {"class 0": "#56B4E9", "class 1": "#CC79A7", "AUC": "#000000", "path": "#117733", "cluster": "#AA4499"}
 SPARE_COLOURS = ("#E69F00", "#882255", "#999999", "#332288", "#8C564B", "#44AA99")
 
 
@@ -1764,7 +1764,7 @@ def pyplot():
 
     style = {"figure.dpi": 130, "font.size": 11, "axes.titlesize": 11, "axes.grid": True, "grid.alpha": 0.25}
     style |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
-    plt.rcParams.update(style | {"figure.constrained_layout.use": True, "axes.formatter.min_exponent": 3})  # 30, not 3 x 10^1
+    plt.rcParams.update(style | {"figure.constrained_layout.use": True, "axes.formatter.min_exponent": 4})  # 300, not 3 x 10^2
     return plt
 
 
@@ -1887,7 +1887,7 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
     panels, names = ([*dict.fromkeys(k)] for k in zip(*points, strict=True))
     colours = colours_of([name.partition(", ")[0] for name in names])
     width = max(4.2 * len(panels) if len(panels) < 3 else 3.4 * len(panels), 7.0)
-    figure, grid = plt.subplots(1, len(panels), figsize=(width, 4.8), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(panels), figsize=(width, 4.8), sharey=True, squeeze=False, subplot_kw={"ylabel": y})
     for (panel, name), found in points.items():
         x, values = zip(*sorted(found), strict=True)
         axes, style = grid[0, panels.index(panel)], names.index(name) % len(metrics) if arm_keys else 0
@@ -1905,9 +1905,9 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
         axes.set(title=panel if panel_keys else "", xlabel=key.replace("_", " "), **scales)
         if "x" not in log and all(isinstance(cell[key], int) for cell in run.cells):
             axes.xaxis.get_major_locator().set_params(integer=True)
-    grid[0, 0].set_ylabel(y)
     legend = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=min(len(legend), 4 if width > 8 else 3))
+    fit = int(10 * width / (6 + max(map(len, legend))))  # columns
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=max(1, min(len(legend), fit)))
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
     return Figure(kind, figure, finding, columns)
 
