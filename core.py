@@ -2002,7 +2002,7 @@ def results_table(experiment: Experiment, run: Run) -> str:
         intervals = [mean_interval(run.values(i, metric)) for metric in experiment.metrics]
         diverged = sum(not math.isnan(result.get("diverged", math.nan)) for result in run.results[i])
         name = cell_name(cell, keys) + (f" ({diverged} of {len(run.seeds)} diverged)" if diverged else "")
-        row = [name, *(brief(m.estimate) + f" ± {m.high - m.estimate:.2g}" * (m.high > m.estimate) for m in intervals)]
+        row = [name, *(brief(m.estimate) + f" ± {m.high - m.estimate:.2g}" * (m.high - m.estimate > 1e-12) for m in intervals)]
         if each:
             row.append(" ".join(map(brief, run.values(i, experiment.metrics[0]))))
         lines.append("| " + " | ".join(row) + " |")
