@@ -1768,29 +1768,44 @@ def pyplot():
     return plt
 
 
+def panel_grid(panels: Sequence[str], across: int, height: float, x: str, y: str, log: str = "") -> tuple:
+    """A figure with `across` panels in a row, on shared axes, and their axes by name. `log` names logarithmic ones: "x", "y", "xy"."""
+    down, width = math.ceil(len(panels) / across), max((4.2 if across < 3 else 3.4) * across, 7.0)
+    size = (width, height * down + 1.2)
+    figure, grid = pyplot().subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for axes, panel in itertools.zip_longest(grid.flat, panels):
+        axes.set_visible(panel is not None)
+        axes.set(title=textwrap.fill(panel or "", 36 if across < 3 else 30) if len(panels) > 1 else "")
+        axes.set(**{f"{axis}scale": "log" if axis in log else "linear" for axis in "xy"})
+    for axes in grid.flat[max(len(panels) - across, 0) : len(panels)]:  # the lowest panel of each column
+        axes.set_xlabel(x)
+        axes.tick_params(labelbottom=True)
+    figure.supylabel(y, fontsize=11)
+    return figure, dict(zip(panels, grid.flat, strict=False))
+
+
+def add_legend(figure, finding: str) -> None:
+    """One legend for all panels, measured lines first, and the finding as title."""
+    width = figure.get_size_inches()[0]
+    legend = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend = dict(sorted(legend.items(), key=lambda entry: entry[0].startswith("notebook")))
+    fit = int(10 * width / (6 + max(map(len, legend))))  # columns
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=max(1, min(len(legend), fit)))
+    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+
+
 def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str,
                   log: bool = False, notebook: Callable[[dict], dict] = lambda cell: {}) -> Figure:  # fmt: skip
     """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
     lines(cell, result) names the curves [T] of one trial; the same name has the same colour everywhere. notebook(cell) names the
     numbers that the notebook gives for the cell: dashed lines."""
-    plt, columns = pyplot(), {}
-    cells = list(zip(run.cells, run.results, strict=True))
+    columns, cells = {}, list(zip(run.cells, run.results, strict=True))
     colours = colours_of([name for cell, results in cells for name in (*lines(cell, results[0]), *notebook(cell))])
     panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
     last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(3)
-    across = min(len(panels), len(last), 4)
-    down = math.ceil(len(panels) / across)
-    width = max(4.2 * across, 7.0)
-    figure, grid = plt.subplots(down, across, figsize=(width, 2.6 * down + 1.2), sharex=True, sharey=True, squeeze=False)
-    for axes, panel in itertools.zip_longest(grid.flat, panels):
-        axes.set_visible(panel is not None)
-        axes.set(title=textwrap.fill(panel or "", 36), yscale="log" if log else "linear")
-    for axes in grid.flat[max(len(panels) - across, 0) : len(panels)]:  # the lowest panel of each column
-        axes.set_xlabel(x)
-        axes.tick_params(labelbottom=True)
-    figure.supylabel(y, fontsize=11)
+    figure, grid = panel_grid(panels, min(len(panels), len(last), 4), 2.6, x, y, "y" * log)
     for cell, results in cells:
-        axes = grid.flat[panels.index(cell_name(cell, panel_keys))]
+        axes = grid[cell_name(cell, panel_keys)]
         drawn = [lines(cell, result) for result in results]
         for name in drawn[0]:
             curves = np.array([one[name] for one in drawn], dtype=np.float64)  # [S, T]
@@ -1800,10 +1815,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
                 columns[f"{cell_name(cell, varying(run.cells))} | {name} | seed {seed}"] = curve
         for name, number in notebook(cell).items():
             axes.axhline(number, color=colours[name], linestyle="--", linewidth=1, label=f"notebook, {name}")
-    legend = {label: line for axes in grid.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    legend = dict(sorted(legend.items(), key=lambda entry: entry[0].startswith("notebook")))  # measured first
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=len(legend) if len(legend) < 4 else 2)
-    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+    add_legend(figure, finding)
     return Figure(kind, figure, finding, columns)
 
 
@@ -1868,9 +1880,7 @@ def dots_figure(rows: dict[str, dict[str, Sequence[float]]], kind: str, finding:
     axes.set_xscale(scale, **({"linthresh": 1e-6} if scale == "symlog" else {}))
     axes.set(xlabel=x, yticks=range(len(rows)), yticklabels=rows)
     axes.invert_yaxis()
-    legend = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=3)
-    figure.suptitle(textwrap.fill(finding, 95), fontsize=12)
+    add_legend(figure, finding)
     return Figure(kind, figure, finding, columns)
 
 
@@ -1878,37 +1888,27 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
                  log: str = "", lines: dict[str, float] | None = None) -> Figure:  # fmt: skip
     """Metrics against the hyperparameter `key`: a panel for each combination of `panel_keys`, a colour for each of what else varies
     (or for each metric), every seed a thin line, their mean a thick one. `log` names the logarithmic axes: "x", "y" or "xy"."""
-    plt, columns, points = pyplot(), {}, {}
-    arm_keys = [k for k in varying(run.cells) if k not in (key, *panel_keys)]
+    columns, points, arm_keys = {}, {}, [k for k in varying(run.cells) if k not in (key, *panel_keys)]
     for i, cell in enumerate(run.cells):
         for metric in metrics:
             arm = [cell_name(cell, arm_keys)] * bool(arm_keys) + [metric.replace("_", " ")] * (len(metrics) > 1 or not arm_keys)
             points.setdefault((cell_name(cell, panel_keys), ", ".join(arm)), []).append((cell[key], run.values(i, metric)))
     panels, names = ([*dict.fromkeys(k)] for k in zip(*points, strict=True))
     colours = colours_of([name.partition(", ")[0] for name in names])
-    width = max(4.2 * len(panels) if len(panels) < 3 else 3.4 * len(panels), 7.0)
-    figure, grid = plt.subplots(1, len(panels), figsize=(width, 4.8), sharey=True, squeeze=False, subplot_kw={"ylabel": y})
+    figure, grid = panel_grid(panels, min(len(panels), 4), 3.6, key.replace("_", " "), y, log)
     for (panel, name), found in points.items():
         x, values = zip(*sorted(found), strict=True)
-        axes, style = grid[0, panels.index(panel)], names.index(name) % len(metrics) if arm_keys else 0
+        axes, style = grid[panel], names.index(name) % len(metrics) if arm_keys else 0
         how = {"color": colours[name.partition(", ")[0]], "linestyle": ("-", "--", ":", "-.")[style], "marker": "o"}
         axes.plot(x, values, linewidth=0.6, markersize=3, alpha=0.5, **how)
         axes.plot(x, np.mean(values, 1), linewidth=1.8, markersize=0, label=name, **how)
         columns[f"{panel} | {name} | {key}"] = x
-        columns |= {
-            f"{panel} | {name} | seed {seed}": each for seed, each in zip(run.seeds, zip(*values, strict=True), strict=True)
-        }
-    for axes, panel in zip(grid[0], panels, strict=True):
-        for label, number in (lines or {}).items():
-            axes.axhline(number, color="black", linestyle="--", linewidth=1, label=label)
-        scales = {f"{axis}scale": "log" if axis in log else "linear" for axis in "xy"}
-        axes.set(title=panel if panel_keys else "", xlabel=key.replace("_", " "), **scales)
-        if "x" not in log and all(isinstance(cell[key], int) for cell in run.cells):
+        columns |= {f"{panel} | {name} | seed {s}": each for s, each in zip(run.seeds, zip(*values, strict=True), strict=True)}
+        if "x" not in log and all(isinstance(number, int) for number in x):
             axes.xaxis.get_major_locator().set_params(integer=True)
-    legend = {label: line for axes in grid[0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    fit = int(10 * width / (6 + max(map(len, legend))))  # columns
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=max(1, min(len(legend), fit)))
-    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+    for axes, (label, number) in itertools.product(grid.values(), (lines or {}).items()):
+        axes.axhline(number, color="black", linestyle="--", linewidth=1, label=label)
+    add_legend(figure, finding)
     return Figure(kind, figure, finding, columns)
 
 
