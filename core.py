@@ -1769,7 +1769,7 @@ def pyplot():
 
 
 def panel_grid(panels: Sequence[str], across: int, height: float, x: str, y: str, log: str = "") -> tuple:
-    """A figure with `across` panels in a row, on shared axes, and their axes by name. `log` names logarithmic ones: "x", "y", "xy"."""
+    """A figure with `across` panels in a row, on shared axes, and these by name. `log` names logarithmic ones: "x", "y", "xy"."""
     down, width = math.ceil(len(panels) / across), max((4.2 if across < 3 else 3.4) * across, 7.0)
     size = (width, height * down + 1.2)
     figure, grid = pyplot().subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
