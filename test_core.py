@@ -272,6 +272,17 @@ def test_pair_codes_are_equal_exactly_where_fractions_are(base, receptive_field)
         assert all((code == 0) == (not any(v)) for v, code in together)
 
 
+@pytest.mark.parametrize("modulus", [2**57 - 13, 2**56 - 5])
+def test_pair_codes_of_powers_beyond_the_modulus(modulus):
+    """12^20 is past any modulus that 64 bits allow: the codes still tell exactly what Fractions tell."""
+    p = core.pyramid(4)
+    powers = transition_fractions(10, p.edges.tolist(), 20)
+    vectors = {(i, j): tuple(power[i][j] for power in powers) for i, j in itertools.product(range(10), repeat=2)}
+    codes = core.pair_codes(10, p.edges, 20, modulus, 987654321)
+    assert len({(vectors[i, j], int(codes[i, j])) for i, j in vectors}) == len(set(vectors.values())) == len(np.unique(codes))
+    assert (codes != core.pair_codes(10, p.edges, 20, modulus - 2, 987654321)).any()  # it did reduce
+
+
 def test_pair_codes_refuse_a_degree_that_does_not_divide():
     star = np.array([[0, i] for i in range(1, 6)])  # degree 5
     with pytest.raises(ValueError, match="multiple of every degree"):
@@ -1110,6 +1121,18 @@ def test_a_run_judges_draws_and_appends(toy, capsys):
     numbers = (toy.path / f"{image}.csv").read_text().splitlines()
     assert numbers[0].startswith("a 1 | sigmoid | seed 0,") and len(numbers) == 4
     assert "toy: 15 trials, 0 of them finished before" in capsys.readouterr().out
+
+
+def test_memory_is_told_before_the_start_and_refused(toy, capsys):
+    free = core.memory_mb("MemAvailable", "/proc/meminfo")
+    for share, jobs, status in ((0.7, "2", 2), (0.01, "1", 0), (1.1, "1", 0)):  # what is finished needs no more memory
+        memory = lambda cell, share=share: (f"--a {cell['a']}", share * free * cell["a"] / 3)  # noqa: E731
+        assert toy.run("--seeds", "2", "--jobs", jobs, memory=memory) == status
+        out, error = capsys.readouterr()
+        assert (error.startswith("exp_toy.py: --a 3: needs about ") and error.count("\n") == 1) if status else not error
+        assert (
+            (", up to " in out) == (share == 0.01) and toy.logbook.exists() == (not status) and bool(records(toy)) == (not status)
+        )
 
 
 def test_every_arm_and_seed_stands_in_a_csv(toy):
