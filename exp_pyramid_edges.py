@@ -103,7 +103,7 @@ def trial(config: dict, seed: int) -> dict:
 
 def memory(config: dict) -> tuple[str, float]:
     pairs = (config["base"] * (config["base"] + 1) // 2) ** 2  # and bytes for each, at most: tuples, rows twice sorted, codes alone
-    each = (config["receptive_field"] + 1) * (55 if config["timing"] == "on" else 16) + 40 if config["float32"] == "on" else 12
+    each = (config["receptive_field"] + 1) * (55 if config["timing"] == "on" else 16) + 40 if config["float32"] == "on" else 22
     return f"--base {config['base']}", 250 + pairs * each / 1e6
 
 
