@@ -6,10 +6,8 @@ Hypothesis  13/4 takes an edge feed-forward for enough; 24.3 guesses that powers
             Raw powers do not fit; normed ones do and pass the look-up table on the next pyramid. More than 4 lower its score.
 Rule        5 seeds of initial weights. Score: mean of both recalls over the ordered pairs i != j of the trained pyramids, the next
             (test), the one three further (far); near: distance 1, 2. Ceiling: best of any function of the vector. A claim stands if
-            the 95% interval of every check lies in its range, and falls if one lies outside (CLAIMS; fixed before the full run).
-Cost        about 3 min on 2 cores. Better trained, 5 min: `--receptive-field 4 9 --norm none input --depth 3 --decay off on
-            --train-up-to 6 9`; larger, 20 min: `--receptive-field 9 --norm none input batch --depth 3 --decay on --train-up-to 9
-            --width 64 256 --steps 4000 --lr 3e-3`
+            the 95% interval of every check is in range, and falls if one lies outside (CLAIMS; fixed before the full runs).
+Cost        about 3 min on 2 cores; 20 min: `--receptive-field 9 --depth 3 --decay on --train-up-to 9 --width 64 256 --steps 4000`
 """
 
 import copy
