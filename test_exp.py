@@ -49,7 +49,7 @@ EFFECTS = {
     "exp_pyramid_edges": {"base": (6, {}), "receptive_field": (3, {}), "float32": ("off", {}), "timing": ("on", {})},
     "exp_coloring_edges": {
         "receptive_field": (3, {}), "norm": ("batch", {}), "depth": (2, {}), "width": (5, {}), "lr": (1e-3, {}),
-        "steps": (4, {}), "train_up_to": (4, {}), "decay": ("on", {}),
+        "steps": (4, {}), "train_up_to": (4, {}), "decay": ("on", {}), "logarithm": ("on", {}),
     },
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
