@@ -796,3 +796,46 @@ def test_powers_and_takeovers_are_those_planted():
     assert found.keys() == {"largest macs_error", "power of megabytes in nodes, path, e = 2"}
     always, never = (planted(script, cells, metrics | {"time_of_product_over_heads": lambda c, seed, r=r: r}) for r in (2.0, 0.5))
     assert all(np.isnan(run["takeover over 2e, path, e = 2"]).all() for run in (always, never))
+
+
+def test_palindrome_scores_against_sums_over_walks():
+    """What the trial compares, entry by entry from the powers: products of rows, and rows as multisets without a node's own."""
+    result = palindrome.EXPERIMENT.trial({"nodes": 5, "stacks": 4, "draws": 5}, 0)
+    powers = palindrome.path_powers(5, 4) / 8
+    for i, j in itertools.product(range(5), repeat=2):
+        rows = [[sorted(powers[k, node]) for k in range(4)] for node in (i, j)]
+        expected = {
+            "product of heads": -sum(powers[:, i, m].sum() * powers[:, j, m].sum() for m in range(5)),
+            "flattened": -sum(powers[k, i, m] * powers[k, j, m] for k in range(4) for m in range(5)),
+            "multisets": -sum((a - b) ** 2 for one, other in zip(*rows, strict=True) for a, b in zip(one, other, strict=True)),
+        }
+        for name, value in expected.items():
+            least = result[name].min() if name == "multisets" and i == j else value
+            assert result[name][i, j] == pytest.approx(least), (name, i, j)
+    alike = [
+        sum((powers[:, i, j] == powers[:, k, 4 - k]).all() for i in range(5) for j in range(5) if i + j != 4) for k in range(5)
+    ]
+    assert result["edges_unique"] == np.mean([number == 0 for number in alike]) and 0 < result["edges_unique"] < 1
+    assert result["multisets"].min() < 0 and result["edges_symmetric"] == 1
+
+
+def test_pyramid_trial_tells_a_count_over_the_bound_and_times_each_way(monkeypatch):
+    config, asked = {"base": 5, "receptive_field": 2, "float32": "off", "timing": "on"}, []
+    monkeypatch.setattr(core, "pair_orbits", lambda pyramid, field: 20)
+
+    def fresh(file, name, arguments, warm_up):
+        asked.append((Path(file).stem, name, *arguments))
+        return {"exact": (1.0, 2.0, 3.0), "sorted": (6.0, 8.0, 9.0), "tuples": (7.0, 10.0, 11.0)}[arguments[0]]
+
+    monkeypatch.setattr(core, "in_fresh_process", fresh)
+    result = pyramid_edges.trial(config, 0)
+    assert result["over_bound"] == 2 and result["notebook_over_bound"] == 3
+    assert asked == [("exp_pyramid_edges", "count_by", way, 5, 2) for way in ("exact", "sorted", "tuples")]
+    assert result["time_tuples_over_exact"] == 7.0 and result["memory_sorted_over_exact"] == 4.0
+
+
+def test_coloring_vectors_as_logarithms():
+    script = importlib.import_module("exp_coloring_edges")
+    plain, logarithms = script.Pairs(range(3, 5), 2), script.Pairs(range(3, 5), 2, "on")
+    np.testing.assert_allclose(logarithms.vector.exp() - 1 / 144, plain.vector, atol=1e-6)
+    np.testing.assert_array_equal(logarithms.hop, plain.hop)
