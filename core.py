@@ -1538,11 +1538,11 @@ def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str,
 
 def code_fingerprint(*paths: Path | str) -> str:
     """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws and
-    writes is left out: core.py from section 14 on (code refers only upwards), `figures` and `headline` of a script."""
+    writes is left out: core.py from section 14 on (code refers only upwards), `figures`, `headline`, `memory` of a script."""
     digest = hashlib.sha256()
     for path in paths:
         tree = ast.parse(Path(path).read_text(encoding="utf-8").partition("\n# %% 14 ")[0])
-        tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline")]
+        tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline", "memory")]
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):

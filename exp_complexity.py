@@ -85,7 +85,7 @@ def cell(config: dict) -> dict:
 
 
 def memory(config: dict) -> tuple[str, float]:
-    return f"--nodes {config['nodes']}", 400 + 2 * formulas(config)[3] / 1e6  # freed blocks are kept, so that the next size adds
+    return f"--nodes {config['nodes']}", 700 + 2 * formulas(config)[3] / 1e6  # freed blocks are kept, so that the next size adds
 
 
 def derived(run: core.Run) -> dict[str, np.ndarray]:

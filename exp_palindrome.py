@@ -54,8 +54,9 @@ def stacks_for_a_head(step: np.ndarray) -> int:
         basis.append(2 * step @ basis[-1] - basis[-2])
     i, j = np.nonzero(~np.eye(n, dtype=bool)[::-1])
     lead = np.array([(one[i, n - 1 - i] - one[i, j]) for one in basis])  # over every other entry; at least 1, as a unit is free
-    wins = (linprog(np.zeros(k), -lead[:k].T, -np.ones(len(i)), bounds=(None, None)).status == 0 for k in range(1, n))
-    return next((k for k, won in enumerate(wins, 1) if won), n)  # n are enough: T_{n - 1}(P) is the mirror
+    solved = (linprog(np.zeros(k), -lead[:k].T, -np.ones(len(i)), bounds=(None, None)).status for k in range(1, n))
+    feasible = {0: True, 2: False}  # any other status would be no answer: a KeyError
+    return next((k for k, status in enumerate(solved, 1) if feasible[status]), n)  # n are enough: T_{n - 1}(P) is the mirror
 
 
 def stacks_to_tell(features: np.ndarray) -> int:
@@ -89,8 +90,9 @@ def trial(config: dict, seed: int) -> dict:
     result |= {"weight_sum": abs(weights).sum(), "error_growth": np.tensordot(abs(weights).astype(float), floats, 1).max()}
     result |= {"stacks_head": (fewest := stacks_for_a_head(floats[1].astype(float))), "spares": n - fewest}
     result["stacks_multiset"] = stacks_to_tell(np.sort(path_powers(n, 2 * n), 2))
-    scores = {"product of heads": product, "flattened": flattened, "multisets": multisets, "one exact head": opposite * unit**2}
-    return result | {name: np.array(score / unit**2, dtype=float) for name, score in scores.items()}
+    scores = {"product of heads": product, "flattened": flattened, "multisets": multisets}
+    scores = {name: score / unit**2 for name, score in scores.items()} | {"one exact head": single / 2 ** (n - 1)}
+    return result | {name: score.astype(float) for name, score in scores.items()}
 
 
 FOUR, FIVE, ALL, NONE, EVEN, ODD = {}, {"stacks": 5}, (0.999, 1.001), (-0.001, 0.001), (4, 6, 10, 16), (5, 9, 15)

@@ -250,12 +250,11 @@ def test_pyramid_is_the_triangle_and_its_only_colouring(base):
     pairs = {(i, j) for i, j in itertools.combinations(range(len(place)), 2) if tuple(np.subtract(place[j], place[i])) in near}
     assert {tuple(sorted(edge)) for edge in p.edges.tolist()} == pairs and len(p.edges) == len(pairs)
     assert place == [(r, c) for r in range(base) for c in range(r + 1)]
-    proper = [
-        colouring
-        for colouring in itertools.product(range(3), repeat=len(place))
-        if all(colouring[i] != colouring[j] for i, j in pairs)
-    ] if base <= 4 else [tuple(p.colour)]  # fmt: skip
-    assert tuple(p.colour) in proper and len(proper) == {1: 3}.get(base, 6 if base <= 4 else 1)
+    assert all(p.colour[i] != p.colour[j] for i, j in pairs)
+    if base <= 4:
+        every = itertools.product(range(3), repeat=len(place))
+        proper = [colours for colours in every if all(colours[i] != colours[j] for i, j in pairs)]
+        assert tuple(p.colour) in proper and len(proper) == (3 if base == 1 else 6)  # but for the colours' names it is the only one
 
 
 @pytest.mark.parametrize("base", [1, 2, 3, 4, 6])
@@ -1267,6 +1266,18 @@ def test_drawing_and_words_do_not_decide_a_trial(tmp_path, old, new, same):
     assert changed != SOURCE
     (tmp_path / "core.py").write_text(changed)
     assert (core.code_fingerprint(tmp_path / "core.py") == core.code_fingerprint(core.__file__)) == same
+
+
+@pytest.mark.parametrize(
+    ("name", "same"), [("figures", True), ("headline", True), ("memory", True), ("trial", False), ("cell", False)]
+)
+def test_what_a_script_draws_or_tells_leaves_its_trials_valid(name, same, tmp_path):
+    found = set()
+    for number in (1, 2):
+        path = tmp_path / f"{number}.py"
+        path.write_text(f"def {name}(x):\n    return {number}\n\n\ndef other(x):\n    return x\n")
+        found.add(core.code_fingerprint(path))
+    assert (len(found) == 1) == same
 
 
 def test_a_record_is_exact_and_without_pickle(toy):

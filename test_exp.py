@@ -819,6 +819,15 @@ def test_palindrome_scores_against_sums_over_walks():
     assert result["multisets"].min() < 0 and result["edges_symmetric"] == 1
 
 
+def test_the_exact_head_is_what_its_weights_make(monkeypatch):
+    config = {"nodes": 6, "stacks": 4, "draws": 5}
+    result = palindrome.EXPERIMENT.trial(config, 0)
+    assert result["single_exact"] == 1 and (result["one exact head"] == np.eye(6)[::-1]).all()
+    monkeypatch.setattr(np.polynomial.chebyshev, "cheb2poly", lambda series: [0, 2] + [0] * (len(series) - 2))  # 2 P
+    result = palindrome.EXPERIMENT.trial(config, 0)
+    assert result["single_exact"] == 0 and (result["one exact head"] == 2 * palindrome.path_powers(6, 2)[1] / 2).all()
+
+
 def test_pyramid_trial_tells_a_count_over_the_bound_and_times_each_way(monkeypatch):
     config, asked = {"base": 5, "receptive_field": 2, "float32": "off", "timing": "on"}, []
     monkeypatch.setattr(core, "pair_orbits", lambda pyramid, field: 20)
