@@ -6,7 +6,7 @@ Hypothesis  Weights: 8e^2 + 2e + 12d^2 with edge bias, 8e^2 + 2e simple. MACs: 8
             2n^2 e + n^3, most of it n^3 from n = 2e on; in time later, as a product does more MACs a second than the heads before.
 Rule        One forward pass; 5 seeds: other weights and inputs, timed again, interleaved. Powers of a run's three largest sizes;
             "like n^2" is nearer to 2 than to 1 or 3. A claim stands if every check's 95% interval is in range, falls if one is out.
-Cost        about 1 min on 2 cores, 2 GB a process
+Cost        about 80 s with --jobs 1, as recorded (a second process disturbs the times); 2.3 GB a process
 """
 
 import numpy as np
