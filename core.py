@@ -27,7 +27,7 @@ stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the researc
 #
 # B graphs in a batch          V real nodes in a batch, packed graph after graph: node-wise tensors are [V, D]
 # N nodes of the largest       D channels        H heads       K powers in an adjacency stack
-# T steps of a training run    P parameters      S seeds
+# T steps of a training run    P parameters      S seeds (stacked where a network is tiny)      G gates a unit mixes
 
 import argparse
 import ast
@@ -397,6 +397,40 @@ def batches_of(graphs: Sequence[Graph], size: int, padding: bool = False) -> lis
 
 
 # %% 4 Logic and text data
+
+NEIGHBOURHOODS = np.array(
+    list(itertools.product((0, 1), repeat=9)), dtype=np.float32
+)  # [512, 9], row by row, the cell in the middle
+CELLS_ALIVE = NEIGHBOURHOODS.sum(1).astype(int)  # [512], the middle one counted
+LIFE = np.where(NEIGHBOURHOODS[:, 4] == 1, abs(CELLS_ALIVE - 3.5) < 1, CELLS_ALIVE == 3).astype(np.float32)  # [512]: alive next?
+
+
+def neighbourhood_chances(alive: float) -> np.ndarray:
+    """Chance of each of the 512 neighbourhoods when every cell lives with chance `alive`: [512] float64."""
+    return np.prod(np.where(NEIGHBOURHOODS == 1, alive, 1 - alive), 1)
+
+
+def best_losses(alive: float) -> dict[str, float]:
+    """Exact mean squared errors, under `neighbourhood_chances`, of always 0 and of the best constant, linear, quadratic and cubic
+    predictor of a cell's next state: the losses at which a network stops that does no better."""
+    chance, features = neighbourhood_chances(alive), np.ones((512, 0))
+    found, root = {"always 0": float(chance @ LIFE)}, np.sqrt(chance)
+    for degree, name in enumerate(("the mean", "linear", "quadratic", "cubic")):
+        products = [NEIGHBOURHOODS[:, list(cells)].prod(1) for cells in itertools.combinations(range(9), degree)]
+        features = np.column_stack([features, *products])
+        fit = np.linalg.lstsq(features * root[:, None], LIFE * root, rcond=None)[0]
+        found[name] = float(chance @ (features @ fit - LIFE) ** 2)
+    return found
+
+
+def neighbourhood_batches(seeds: Sequence[int], alive: float, batch: int) -> Iterator[Tensor]:
+    """Fresh batches for ever, as how often each of the 512 neighbourhoods was drawn: [S, 512], each row from a seed's own stream.
+    A mean over a batch is a mean over the 512 with these weights, so the batch itself is never made."""
+    streams, chances = [stream(seed, "train") for seed in seeds], neighbourhood_chances(alive)
+    while True:
+        block = np.stack([rng.multinomial(batch, chances, size=64) for rng in streams], 1)  # (64, S, 512)
+        yield from torch.from_numpy(block).float().to(Runtime.device)
+
 
 # %% 5 Masks and adjacency stacks
 
@@ -819,6 +853,185 @@ def build_model(config: dict, seed: int) -> NodeClassifier:
         return NodeClassifier(layers, config["dim"], config["degree"] == "on", config["readout"]).to(Runtime.device)
 
 
+GATES = ("FALSE", "AND", "A AND NOT B", "A", "B AND NOT A", "B", "XOR", "OR",
+         "NOR", "XNOR", "NOT B", "A OR NOT B", "NOT A", "B OR NOT A", "NAND", "TRUE", "RELU")  # fmt: skip
+FROM_CORNERS = torch.tensor([[1.0, -1, -1, 1], [0, 0, 1, -1], [0, 1, 0, -1], [0, 0, 0, 1]])  # a row of 1, a, b, ab for each of the
+# corners 00, 01, 10, 11: a truth table times this gives a gate's coefficients
+
+
+def truth_table(gate: Tensor) -> Tensor:
+    """Values of gates at (a, b) = (0, 0), (0, 1), (1, 0), (1, 1): [...] numbers in GATES -> [..., 4] float."""
+    return (gate[..., None] >> torch.tensor([3, 2, 1, 0], device=gate.device) & 1).float()
+
+
+class MixGates(torch.autograd.Function):
+    """c0 + c1 a + c2 b + c3 ab, unit by unit: a, b [S, n, B], c [S, n, 4] -> [S, n, B]."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b, c)
+        c0, c1, c2, c3 = c[..., None].unbind(-2)
+        return torch.addcmul(torch.addcmul(c0, c1, a), b, torch.addcmul(c2, c3, a))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, c = ctx.saved_tensors
+        _, c1, c2, c3 = c[..., None].unbind(-2)
+        grad_a = grad * a
+        grad_c = torch.stack([grad.sum(-1), grad_a.sum(-1), (grad * b).sum(-1), (grad_a * b).sum(-1)], -1)
+        return grad * torch.addcmul(c1, c3, b), grad * torch.addcmul(c2, c3, a), grad_c
+
+
+class GateMixture(nn.Module):
+    """S x n units, each a weighted sum of the same G gates of a and b, in their polynomial relaxations ("RELU" is relu(a)). Any
+    mixture of the 16 is c0 + c1 a + c2 b + c3 ab: four coefficients stand for all. weight [S, n, G]: initial weights. form: "free"
+    ones, "sum-1" (they over their sum) or "softmax" (of them). Source: logic journal; "softmax": Petersen et al. 2022."""
+
+    def __init__(self, weight: Tensor, gates: Sequence[str] = GATES[:16], form: str = "free"):
+        super().__init__()
+        self.weight, self.form = nn.Parameter(weight), form
+        self.number = torch.tensor([GATES.index(name) for name in gates])
+        relu = (self.number == GATES.index("RELU")).float()[:, None]
+        table = torch.cat([(1 - relu) * (truth_table(self.number) @ FROM_CORNERS), relu], 1)  # (G, 5): of 1, a, b, ab, relu(a)
+        self.register_buffer("table", table if relu.any() else table[:, :4])
+
+    def coefficients(self) -> Tensor:
+        """[S, n, 4], or 5 with RELU."""
+        weigh = {"softmax": lambda w: w.softmax(-1), "sum-1": lambda w: w / w.sum(-1, keepdim=True), "free": lambda w: w}
+        return torch.bmm(weigh[self.form](self.weight), self.table.expand(len(self.weight), -1, -1))
+
+    def hardened(self) -> Tensor:
+        """Number in GATES of the gate that weighs most in each unit: [S, n]."""
+        return self.number.to(self.weight.device)[self.weight.argmax(-1)]
+
+
+class TruthTables(nn.Module):
+    """S x n units, each a truth table of a and b with four free entries, sigmoids of logits [S, n, 4], and linear between them."""
+
+    def __init__(self, logits: Tensor):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+
+    def coefficients(self) -> Tensor:
+        """[S, n, 4]."""
+        return torch.bmm(self.logits.sigmoid(), FROM_CORNERS.to(self.logits).expand(len(self.logits), -1, -1))
+
+    def hardened(self) -> Tensor:
+        """Number in GATES of each unit's nearest truth table: [S, n]."""
+        return (self.logits > 0).long() @ torch.tensor([8, 4, 2, 1], device=self.logits.device)
+
+
+def normal_weights(rngs: Sequence[np.random.Generator], *shape: int, spread: float = 0.01) -> Tensor:
+    """[S, *shape] from N(0, spread^2), each seed's part from its own generator."""
+    return torch.from_numpy(np.stack([rng.normal(0, spread, shape) for rng in rngs])).float()
+
+
+class DenseOperands(nn.Module):
+    """Trained operands, as in the journal: a = A x + a0, b = B x + b0, [S, m, B] -> [S, n, B] each, through `bound` where given.
+    Without `both` there is no b. weight [S, 2n, m] or [S, n, m], bias [S, 2n, 1] or [S, n, 1]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, both: bool = True, bound: Callable[[Tensor], Tensor] | None = None):
+        super().__init__()
+        self.weight, self.bias, self.both, self.bound = nn.Parameter(weight), nn.Parameter(bias), both, bound
+
+    def forward(self, x: Tensor) -> Sequence[Tensor | None]:
+        operands = torch.baddbmm(self.bias, self.weight, x)
+        operands = operands if self.bound is None else self.bound(operands)
+        return operands.chunk(2, 1) if self.both else (operands, None)
+
+
+class WiredOperands(nn.Module):
+    """Fixed operands: each unit reads two units of the layer below, [S, m, B] -> [S, n, B] each. wires [S, 2, n]: their numbers."""
+
+    def __init__(self, wires: np.ndarray, inputs: int):
+        super().__init__()
+        self.register_buffer("wires", torch.from_numpy(wires))
+        self.register_buffer("row", (self.wires + inputs * torch.arange(len(wires))[:, None, None]).flatten())
+
+    def forward(self, x: Tensor) -> Sequence[Tensor]:
+        return x.flatten(0, 1).index_select(0, self.row).view(*self.wires.shape, -1).unbind(1)
+
+
+def draw_wires(inputs: int, units: int, rng: np.random.Generator) -> np.ndarray:
+    """Two different inputs for each unit, every input used about equally often: [2, n]. Raises ValueError for a single input and
+    for more than can be used."""
+    if inputs < 2 or 2 * units < inputs:
+        raise ValueError(f"{units} units of two inputs cannot use {inputs} inputs")
+    rounds = [rng.permutation(inputs) for _ in range(-(-2 * units // inputs))]
+    first, second = rng.permutation(np.concatenate(rounds)[: 2 * units]).reshape(2, units)
+    other = (first + rng.integers(1, inputs, units)) % inputs
+    return np.stack([first, np.where(second == first, other, second)])
+
+
+class GateLayer(nn.Module):
+    """Operands, then gates of them: [S, m, B] -> [S, n, B], S networks at once."""
+
+    def __init__(self, operands: nn.Module, gates: nn.Module):
+        super().__init__()
+        self.operands, self.gates = operands, gates
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(*self.operands(x), self.gates.coefficients())
+
+    @staticmethod
+    def mix(a: Tensor, b: Tensor | None, c: Tensor) -> Tensor:
+        """a, b [S, n, B], c [S, n, 4], or 5 with relu(a); without b: relu(a) alone."""
+        if b is None:
+            return c[..., 4:] * a.relu()
+        mixed = MixGates.apply(a, b, c[..., :4])
+        return mixed if c.shape[-1] == 4 else torch.addcmul(mixed, c[..., 4:], a.relu())
+
+    def hardened(self, x: Tensor) -> Tensor:
+        """As `forward`, with each unit's hardened gate."""
+        return self.mix(*self.operands(x), truth_table(self.gates.hardened()) @ FROM_CORNERS.to(x))
+
+
+class GateNetwork(nn.Sequential):
+    """Gate layers of S networks, one a seed, with a single unit at the end: [S, 9, B] -> [S, B]. Every product is a bmm, seed by
+    seed, so that a seed's numbers are the same to the bit in any company."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(1)
+
+    def hardened(self, x: Tensor) -> Tensor:
+        """As `forward`, each unit one gate."""
+        for layer in self:
+            x = layer.hardened(x)
+        return x.squeeze(1)
+
+
+def dense_gate_network(sizes: Sequence[int], seeds: Sequence[int], gates: Sequence[str], form: str = "free",
+                       start: str = "constant", spread: float = 0.01, bound: Callable | None = None) -> GateNetwork:  # fmt: skip
+    """The journal's network: trained operands with weights and biases from N(0, spread^2), and weighted gates that start at 1 / G
+    ("constant") or uniform and divided by their sum ("uniform")."""
+    rngs, layers = [stream(seed, "init") for seed in seeds], []
+    for inputs, units in itertools.pairwise(sizes):
+        both = set(gates) != {"RELU"}  # it has no b
+        weight, bias = (normal_weights(rngs, units * (1 + both), n, spread=spread) for n in (inputs, 1))
+        mixture = torch.full((len(rngs), units, len(gates)), 1 / len(gates))
+        if start == "uniform":
+            mixture = torch.from_numpy(np.stack([rng.random((units, len(gates))) for rng in rngs])).float()
+            mixture /= mixture.sum(-1, keepdim=True)
+        layers.append(GateLayer(DenseOperands(weight, bias, both, bound), GateMixture(mixture, gates, form)))
+    return GateNetwork(*layers).to(Runtime.device)
+
+
+def wired_gate_network(sizes: Sequence[int], seeds: Sequence[int], form: str, logit: float) -> GateNetwork:
+    """The paper's network: random fixed wires, and gates that start as the pass-through A: a softmax over the 16 in which A has
+    this logit and the others 0 (form "softmax"), or four sigmoids with this logit up or down ("table"). Raises ValueError for
+    sizes that cannot be wired (`draw_wires`)."""
+    rngs, layers = [stream(seed, "init") for seed in seeds], []
+    for inputs, units in itertools.pairwise(sizes):
+        wires = np.stack([draw_wires(inputs, units, rng) for rng in rngs])
+        if form == "softmax":
+            gates = GateMixture(logit * torch.eye(16)[GATES.index("A")].repeat(len(rngs), units, 1), form=form)
+        else:
+            gates = TruthTables(logit * (2 * truth_table(torch.tensor(GATES.index("A"))) - 1).repeat(len(rngs), units, 1))
+        layers.append(GateLayer(WiredOperands(wires, inputs), gates))
+    return GateNetwork(*layers).to(Runtime.device)
+
+
 # %% 8 Losses and metrics
 
 
@@ -1115,6 +1328,41 @@ def interleaved_medians(arms: dict[str, Callable[[], object]], rounds: int) -> d
     return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
+def descend(parameters: Sequence[Tensor], gradients: Sequence[Tensor], lr: float) -> None:
+    """A step of plain gradient descent, in place."""
+    torch._foreach_add_(parameters, gradients, alpha=-lr)
+
+
+def train_on_life(
+    network: nn.Module, seeds: Sequence[int], config: dict, update: Callable = descend, watch: Callable | None = None
+) -> dict:
+    """Fit S stacked networks to Conway's Life by the mean squared error on fresh batches, as the journal does. config: `steps`,
+    `batch`, `alive`, `lr`; update(parameters, gradients, lr) changes the parameters; before it, watch(step, output, counts,
+    gradients) may look, output and counts [S, 512]. Returns `loss` [S, steps + 1], exact, over all 512 neighbourhoods with their
+    chances; `diverged` [S], the step at which a batch's loss was no longer finite, else NaN; `output` [S, 512]."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    inputs = torch.from_numpy(NEIGHBOURHOODS.T.copy()).to(Runtime.device).expand(len(seeds), 9, 512)
+    target = torch.from_numpy(LIFE).to(Runtime.device)
+    chance = torch.from_numpy(neighbourhood_chances(config["alive"])).float().to(Runtime.device).expand(len(seeds), 1, 512).mT
+    batches = neighbourhood_batches(seeds, config["alive"], config["batch"])
+    exact, finite = [], []
+    for step in range(config["steps"] + 1):
+        output = network(inputs)
+        error, counts = output - target, next(batches)
+        drawn = torch.where(counts > 0, error, 0.0)  # what was not drawn may overflow and does no harm yet
+        exact.append(torch.bmm(error.detach().square()[:, None], chance)[:, 0, 0])
+        finite.append((counts * drawn.detach().square()).sum(1).isfinite())
+        if step < config["steps"]:
+            gradients = torch.autograd.grad(output, parameters, 2 / config["batch"] * counts * drawn.detach())
+            if watch is not None:
+                watch(step, output.detach(), counts, gradients)
+            with torch.no_grad():
+                update(parameters, gradients, config["lr"])
+    finite = torch.stack(finite, 1).cpu().numpy()  # (S, steps + 1)
+    diverged = np.where(finite.all(1), np.nan, finite.argmin(1))
+    return {"loss": torch.stack(exact, 1).cpu().numpy(), "diverged": diverged, "output": output.detach().cpu().numpy()}
+
+
 # %% 11 Statistics
 
 VERDICTS = ("reproduced", "refuted", "inconclusive", "not tested")
@@ -1367,11 +1615,12 @@ def overfit_cell(config: dict) -> dict:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a script is made of. trial(config, seed) returns scalars and curves (arrays) and depends on nothing else. cell(config)
-    drops from a cell of the grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run)
-    show the finding. metrics are the columns of the table, the main one first. smoke holds tiny values for a trial run.
-    derived(run) computes metrics that need several cells, a value a seed; without those whose cells the run lacks. Checks may name
-    them. memory(cell) is told and checked before the start: the flag that decides, and the MB that a trial needs."""
+    """What a script is made of. trial(config, seed) returns scalars and curves (arrays) and depends on nothing else; with `stack`,
+    trial(config, seeds) takes up to that many seeds as one tensor program and returns a list. cell(config) drops from a cell of the
+    grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run) show the finding. metrics
+    are the columns of the table, the main one first. smoke holds tiny values for a trial run. derived(run) computes metrics that
+    need several cells, a value a seed; without those whose cells the run lacks. Checks may name them. memory(cell) is told and
+    checked before the start: the flag that decides, and the MB that a trial needs. seeds: their number unless the user says."""
 
     file: str
     doc: str
@@ -1385,6 +1634,12 @@ class Experiment:
     cell: Callable[[dict], dict] = dict
     derived: Callable[["Run"], dict[str, Sequence[float]]] = lambda run: {}
     memory: Callable[[dict], tuple[str, float]] = lambda cell: ("", 0.0)
+    stack: int = 0
+    seeds: int = 5
+
+    def run(self, config: dict, seeds: Sequence[int]) -> list[dict]:
+        """The trial of every seed."""
+        return self.trial(config, seeds) if self.stack else [self.trial(config, seed) for seed in seeds]
 
     @property
     def name(self) -> str:
@@ -1427,7 +1682,8 @@ def make_parser(experiment: Experiment) -> Parser:
             help=f"{flag.help}: {getattr(flag.read, 'expects', 'value')} (default {shown})",
         )  # fmt: skip
     run = parser.add_argument_group("run")
-    run.add_argument("--seeds", type=reader(at_least(1)), default=5, help="number of seeds, paired over all arms (default 5)")
+    seeds = f"number of seeds, paired over all arms (default {experiment.seeds})"
+    run.add_argument("--seeds", type=reader(at_least(1)), default=experiment.seeds, help=seeds)
     run.add_argument("--first-seed", type=reader(at_least(0)), default=0, help="seeds count from here (default 0)")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     run.add_argument("--threads", type=reader(at_least(1)), default=1, help="threads of one process (default 1)")
@@ -1580,17 +1836,27 @@ def read_record(path: Path) -> tuple[dict, dict]:
         raise UsageError(f"{path}: damaged, or not a record of this trial; delete it or give --fresh") from error
 
 
-def run_trial(experiment: Experiment, trial: Trial) -> None:
-    """Run one trial and keep its record."""
+def run_together(experiment: Experiment, trials: Sequence[Trial]) -> None:
+    """Run trials of one cell, stacked if there are several, and keep their records."""
     gc.collect()  # hooks tie a model to itself; without this the last trials' tensors stay for long
-    Runtime.checkpoint = trial.path.with_suffix(".checkpoint")
-    started = time.perf_counter()
-    result = experiment.trial(trial.config, trial.seed)
-    key, _, code = trial.path.stem.partition("-")
-    seconds = time.perf_counter() - started
-    meta = {"key": key, "code": code, "config": trial.config, "seed": trial.seed, "seconds": seconds}
-    write_atomically(trial.path, pack_record(result, meta | {"environment": environment_stamp()}))
+    Runtime.checkpoint = trials[0].path.with_suffix(".checkpoint")
+    started, environment = time.perf_counter(), environment_stamp()
+    results = experiment.run(trials[0].config, [trial.seed for trial in trials])
+    seconds = (time.perf_counter() - started) / len(trials)
+    for trial, result in zip(trials, results, strict=True):
+        key, _, code = trial.path.stem.partition("-")
+        meta = {"key": key, "code": code, "config": trial.config, "seed": trial.seed, "seconds": seconds}
+        write_atomically(trial.path, pack_record(result, meta | {"environment": environment}))
     Runtime.checkpoint.unlink(missing_ok=True)
+
+
+def grouped(experiment: Experiment, trials: Sequence[Trial]) -> list[list[int]]:
+    """Numbers of the trials that run together: `stack` seeds of a cell, or each by itself."""
+    size, groups = max(experiment.stack, 1), []
+    for _, cell in itertools.groupby(range(len(trials)), key=lambda i: id(trials[i].config)):
+        numbers = list(cell)
+        groups += [numbers[i : i + size] for i in range(0, len(numbers), size)]
+    return groups
 
 
 def list_trials(experiment: Experiment, cells: list[dict], options: argparse.Namespace) -> list[Trial]:
@@ -1708,13 +1974,13 @@ def run_trials(experiment: Experiment, trials: Sequence[Trial], ranks: Ranks) ->
     from tqdm import tqdm
 
     done = ranks.agree([trial.path.exists() for trial in trials])
-    metric = experiment.metrics[0]
+    metric, groups = experiment.metrics[0], grouped(experiment, trials)
     with tqdm(total=len(trials), initial=sum(done), unit="trial", disable=None if ranks.rank == 0 else True) as bar:
-        for number in ranks.claim(len(trials)):
-            if not done[number]:
-                run_trial(experiment, trials[number])
-                bar.update()
-                bar.set_postfix({metric: f"{read_record(trials[number].path)[0][metric]:.3f}"})
+        for number in ranks.claim(len(groups)):
+            if missing := [trials[i] for i in groups[number] if not done[i]]:
+                run_together(experiment, missing)
+                bar.update(len(missing))
+                bar.set_postfix({metric: f"{read_record(missing[-1].path)[0][metric]:.3f}"})
     ranks.gather(trials)
 
 
@@ -2170,11 +2436,12 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
             check_writable("--plots", options.plots)
             check_writable("--logbook", options.logbook.parent)
             read_logbook(options.logbook)
-        gc.freeze()  # the libraries' objects: `run_trial` collects often and need not look at them
+        gc.freeze()  # the libraries' objects: `run_together` collects often and need not look at them
         trials = list_trials(experiment, cells, options)
         unfinished = [trial for trial in trials if not trial.path.exists()]
+        groups = sum(any(not trials[i].path.exists() for i in group) for group in grouped(experiment, trials))
         jobs = options.jobs or (1 if options.smoke or Runtime.device.type == "cuda" else available_cores() // options.threads)
-        helpers = 0 if under_torchrun() else max(min(jobs, len(unfinished)) - 1, 0)
+        helpers = 0 if under_torchrun() else max(min(jobs, groups) - 1, 0)
         flag, need = max((experiment.memory(trial.config) for trial in unfinished), key=lambda found: found[1], default=("", 0.0))
         require_memory(flag, need * (1 + helpers))
         if first:

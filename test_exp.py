@@ -143,7 +143,7 @@ def test_every_claim_can_be_reached(script):
     scalars, derived = {}, {}
     if any(check.cell is None for claim in script.CLAIMS for check in claim.checks):
         cells = core.expand_grid(script.EXPERIMENT, core.make_parser(script.EXPERIMENT).parse_args(["--smoke"]))
-        derived = script.EXPERIMENT.derived(core.Run(cells, [0], [[script.EXPERIMENT.trial(cell, 0)] for cell in cells], 0.0, 0))
+        derived = script.EXPERIMENT.derived(core.Run(cells, [0], [script.EXPERIMENT.run(cell, [0]) for cell in cells], 0.0, 0))
     for claim in script.CLAIMS:
         for check in claim.checks:
             if check.cell is None:
@@ -153,7 +153,7 @@ def test_every_claim_can_be_reached(script):
                 assert smoke_cell(script, **arm)
                 cell = smoke_cell(script, **smoke_size(script, arm))
                 key = repr(sorted(cell.items()))
-                scalars[key] = scalars.get(key) or script.EXPERIMENT.trial(cell, 0)
+                scalars[key] = scalars.get(key) or script.EXPERIMENT.run(cell, [0])[0]
                 if arm is check.cell or check.versus is not None:
                     assert np.isscalar(scalars[key][check.metric]), (claim.text, check.metric)
 
@@ -163,7 +163,7 @@ def test_every_flag_has_an_effect(script):
     keys = {flag.key for flag in script.EXPERIMENT.flags}
     assert EFFECTS[script.__name__].keys() <= keys <= effects.keys()
     for key, (value, needs) in ((key, effects[key]) for key in keys):
-        one, two = (script.EXPERIMENT.trial(smoke_cell(script, **needs, **change), 0) for change in ({}, {key: value}))
+        one, two = (script.EXPERIMENT.run(smoke_cell(script, **needs, **change), [0])[0] for change in ({}, {key: value}))
         assert numbers(one) != numbers(two), f"--{key} changes nothing"
 
 
