@@ -1520,6 +1520,27 @@ def powers_list(text: str) -> tuple[int, ...]:
 powers_list.expects = "powers >= 0 joined by commas, ascending, none twice, such as 0,1,2"
 
 
+def widths(text: str) -> tuple[int, ...]:
+    """Reader of the widths of hidden layers, joined by commas ("48,48")."""
+    sizes = tuple(int(word) for word in text.split(","))
+    if min(sizes) < 1:
+        raise ValueError
+    return sizes
+
+
+widths.expects = "widths >= 1 joined by commas, such as 48,48"
+
+
+def chance(text: str) -> float:
+    """Reader of a probability that is neither 0 nor 1."""
+    if not 0 < float(text) < 1:
+        raise ValueError
+    return float(text)
+
+
+chance.expects = "a number > 0 and < 1"
+
+
 @dataclass(frozen=True)
 class Flag:
     """A hyperparameter: a reader of one value, the values of the logbook of record (the notebook's own first), and help."""
@@ -2060,27 +2081,35 @@ def add_legend(figure, finding: str) -> None:
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
 
 
-def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str,
-                  log: bool = False, notebook: Callable[[dict], dict] = lambda cell: {}) -> Figure:  # fmt: skip
+def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str, log: bool = False,
+                  notebook: Callable[[dict], dict] = lambda cell: {}, every: int = 1,
+                  levels: dict[str, float] | None = None) -> Figure:  # fmt: skip
     """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
-    lines(cell, result) names the curves [T] of one trial; the same name has the same colour everywhere. notebook(cell) names the
-    numbers that the notebook gives for the cell: dashed lines."""
-    columns, cells = {}, list(zip(run.cells, run.results, strict=True))
-    colours = colours_of([name for cell, results in cells for name in (*lines(cell, results[0]), *notebook(cell))])
+    lines(cell, result) names the curves [T] of one trial, points `every` so many x; the same name has the same colour everywhere.
+    notebook(cell) names the numbers that the notebook gives for the cell, `levels` other ones: dashed lines."""
+    columns, drawn = (
+        {},
+        [(cell, [lines(cell, result) for result in results]) for cell, results in zip(run.cells, run.results, strict=True)],
+    )
+    colours = colours_of([name for cell, seeds in drawn for one in (*seeds, notebook(cell)) for name in one])
     panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
     last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(3)
     figure, grid = panel_grid(panels, min(len(panels), len(last), 4), 2.6, x, y, "y" * log)
-    for cell, results in cells:
+    for cell, seeds in drawn:
         axes = grid[cell_name(cell, panel_keys)]
-        drawn = [lines(cell, result) for result in results]
-        for name in drawn[0]:
-            curves = np.array([one[name] for one in drawn], dtype=np.float64)  # [S, T]
-            axes.plot(curves.T, color=colours[name], linewidth=0.6, alpha=0.5)
-            axes.plot(curves.mean(0), color=colours[name], linewidth=1.8, label=name)
-            for seed, curve in zip(run.seeds, curves, strict=True):
-                columns[f"{cell_name(cell, varying(run.cells))} | {name} | seed {seed}"] = curve
+        for name in dict.fromkeys(name for one in seeds for name in one):
+            having = {
+                seed: np.asarray(one[name], dtype=np.float64) for seed, one in zip(run.seeds, seeds, strict=True) if name in one
+            }
+            curves = np.array([*having.values()])  # [S, T]
+            at = every * np.arange(curves.shape[1])
+            axes.plot(at, curves.T, color=colours[name], linewidth=0.6, alpha=0.5)
+            axes.plot(at, curves.mean(0), color=colours[name], linewidth=1.8, label=name)
+            columns |= {f"{cell_name(cell, varying(run.cells))} | {name} | seed {seed}": curve for seed, curve in having.items()}
         for name, number in notebook(cell).items():
             axes.axhline(number, color=colours[name], linestyle="--", linewidth=1, label=f"notebook, {name}")
+    for axes, (number, (name, level)) in itertools.product(grid.values(), enumerate((levels or {}).items())):
+        axes.axhline(level, color="black", linestyle=("--", ":", "-.", (0, (1, 4)))[number % 4], linewidth=1, label=name)
     add_legend(figure, finding)
     return Figure(kind, figure, finding, columns)
 
