@@ -1345,22 +1345,23 @@ def train_on_life(
     target = torch.from_numpy(LIFE).to(Runtime.device)
     chance = torch.from_numpy(neighbourhood_chances(config["alive"])).float().to(Runtime.device).expand(len(seeds), 1, 512).mT
     batches = neighbourhood_batches(seeds, config["alive"], config["batch"])
-    exact, finite = [], []
+    exact = torch.empty(config["steps"] + 1, len(seeds), device=Runtime.device)  # made at once: small blocks between large ones
+    finite = torch.empty_like(exact, dtype=torch.bool)  # would keep the allocator from using these again
     for step in range(config["steps"] + 1):
         output = network(inputs)
         error, counts = output - target, next(batches)
         drawn = torch.where(counts > 0, error, 0.0)  # what was not drawn may overflow and does no harm yet
-        exact.append(torch.bmm(error.detach().square()[:, None], chance)[:, 0, 0])
-        finite.append((counts * drawn.detach().square()).sum(1).isfinite())
+        exact[step] = torch.bmm(error.detach().square()[:, None], chance)[:, 0, 0]
+        finite[step] = (counts * drawn.detach().square()).sum(1).isfinite()
         if step < config["steps"]:
             gradients = torch.autograd.grad(output, parameters, 2 / config["batch"] * counts * drawn.detach())
             if watch is not None:
                 watch(step, output.detach(), counts, gradients)
             with torch.no_grad():
                 update(parameters, gradients, config["lr"])
-    finite = torch.stack(finite, 1).cpu().numpy()  # (S, steps + 1)
+    finite = finite.T.cpu().numpy()
     diverged = np.where(finite.all(1), np.nan, finite.argmin(1))
-    return {"loss": torch.stack(exact, 1).cpu().numpy(), "diverged": diverged, "output": output.detach().cpu().numpy()}
+    return {"loss": exact.T.cpu().numpy(), "diverged": diverged, "output": output.detach().cpu().numpy()}
 
 
 # %% 11 Statistics
@@ -1435,13 +1436,15 @@ class Check:
     """One measurable part of a claim: where the notebook's words put a number. metric: a scalar of the trial; claimed: the open
     range (low, high) in which the claim puts its mean; cell: the arm, as far as it differs from the notebook's own settings (None:
     a derived metric, of several arms); versus: a second arm with the same seeds, whose values are taken off seed by seed. scale
-    "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric, exact intervals and an exact test."""
+    "ratio": geometric means instead, and values are divided; "rate": a 0/1 metric, exact intervals and an exact test. unless: a
+    0/1 metric; a seed for which it is 1 in one of the arms is left out."""
 
     metric: str
     claimed: tuple[float, float]
     cell: dict | None = field(default_factory=dict)
     versus: dict | None = None
     scale: str = "difference"
+    unless: str = ""
 
     def judge(self, values: Sequence[float], base: Sequence[float] | None = None) -> tuple[str, Interval]:
         """Verdict and interval for the arm's values, one a seed (and, with `versus`, for those of the other arm, same seeds)."""
@@ -2081,6 +2084,9 @@ def add_legend(figure, finding: str) -> None:
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
 
 
+LEVELS = ("--", ":", "-.", (0, (1, 4)), (0, (8, 3, 1, 3, 1, 3)))  # line styles
+
+
 def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str, log: bool = False,
                   notebook: Callable[[dict], dict] = lambda cell: {}, every: int = 1,
                   levels: dict[str, float] | None = None) -> Figure:  # fmt: skip
@@ -2093,7 +2099,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
     )
     colours = colours_of([name for cell, seeds in drawn for one in (*seeds, notebook(cell)) for name in one])
     panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
-    last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(3)
+    last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(2 if len(panels) == 4 else 3)
     figure, grid = panel_grid(panels, min(len(panels), len(last), 4), 2.6, x, y, "y" * log)
     for cell, seeds in drawn:
         axes = grid[cell_name(cell, panel_keys)]
@@ -2109,7 +2115,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
         for name, number in notebook(cell).items():
             axes.axhline(number, color=colours[name], linestyle="--", linewidth=1, label=f"notebook, {name}")
     for axes, (number, (name, level)) in itertools.product(grid.values(), enumerate((levels or {}).items())):
-        axes.axhline(level, color="black", linestyle=("--", ":", "-.", (0, (1, 4)))[number % 4], linewidth=1, label=name)
+        axes.axhline(level, color="black", linestyle=LEVELS[number % len(LEVELS)], linewidth=1, label=name)
     add_legend(figure, finding)
     return Figure(kind, figure, finding, columns)
 
@@ -2254,19 +2260,25 @@ def judge(experiment: Experiment, run: Run, smoke: bool) -> list[tuple[Claim, st
         return run.values(run.cells.index(cell), metric) if cell in run.cells else None
 
     for claim in experiment.claims:
-        verdicts, effects = [], []
+        verdicts, effects, counts = [], [], {}
         for check in claim.checks:
             arms = [check.cell] if check.versus is None else [check.cell, check.versus]
             measured = [values(check.metric, arm) for arm in arms]
             if any(one is None for one in measured):
                 verdicts.append("not tested")
                 continue
+            if check.unless:
+                kept = ~np.any([values(check.unless, arm) for arm in arms], axis=0)
+                measured = [np.asarray(one)[kept] for one in measured]
             verdict, found = check.judge(*measured)
             verdicts.append(verdict)
+            counts[found.n] = None
             compared = "" if check.versus is None else " ratio" if check.scale == "ratio" else " difference"
             effects.append(f"{check.metric.replace('_', ' ')}{compared} {found}, claimed {range_name(check.claimed)}: {verdict}")
         verdict = combine(verdicts)
-        effect = "; ".join(effects) + f"; n = {len(run.seeds)}" if verdict != "not tested" else "not tested by this run"
+        effect = (
+            "; ".join(effects) + f"; n = {', '.join(map(str, counts))}" if verdict != "not tested" else "not tested by this run"
+        )
         judged.append((claim, verdict, effect))
     return judged
 
