@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import sparse, stats
+from scipy import signal, sparse, stats
 
 import core
 from core import Check, Claim
@@ -700,6 +700,210 @@ def test_degree_is_an_input(batch):
     assert not torch.allclose(net(batch), before, atol=1e-3)
 
 
+# logic gates
+
+
+def all_cells(seeds=1):
+    """All 512 neighbourhoods as input of a stack: [S, 9, 512]."""
+    return torch.from_numpy(core.NEIGHBOURHOODS.T.copy()).expand(seeds, 9, 512)
+
+
+def test_life_is_the_rule_of_the_game():
+    rng = np.random.default_rng(0)
+    board = rng.random((40, 50)) < 0.4
+    around = signal.convolve2d(board, np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]]), mode="valid")
+    expected = (around == 3) | (board[1:-1, 1:-1] & (around == 2))
+    windows = np.lib.stride_tricks.sliding_window_view(board, (3, 3)).reshape(*expected.shape, 9)
+    found = core.LIFE[windows @ 2 ** np.arange(9)[::-1]]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(core.CELLS_ALIVE, [bin(i).count("1") for i in range(512)])
+
+
+@pytest.mark.parametrize("alive", [0.254, 0.5])
+def test_losses_of_simple_predictors(alive):
+    chance = core.neighbourhood_chances(alive)
+    assert chance.sum() == pytest.approx(1) and chance[-1] == pytest.approx(alive**9)
+    found = core.best_losses(alive)
+    on = float(chance @ core.LIFE)
+    assert found["always 0"] == pytest.approx(on) and found["the mean"] == pytest.approx(on * (1 - on))
+    bits = core.NEIGHBOURHOODS.astype(np.float64)
+    for name, degree in (("linear", 1), ("quadratic", 2), ("cubic", 3)):  # an orthonormal basis of the products, bit by bit
+        scaled = (bits - alive) / math.sqrt(alive * (1 - alive))
+        basis = [scaled[:, list(c)].prod(1) for k in range(degree + 1) for c in itertools.combinations(range(9), k)]
+        explained = sum(float(chance @ (column * core.LIFE)) ** 2 for column in basis)
+        assert found[name] == pytest.approx(on - explained), name
+
+
+def test_batches_of_neighbourhoods_are_drawn_with_their_chances():
+    batches = core.neighbourhood_batches([3, 4], 0.254, 512)
+    counts = torch.stack([next(batches) for _ in range(300)]).double()  # (300, 2, 512)
+    assert (counts.sum(-1) == 512).all() and not torch.equal(counts[:, 0], counts[:, 1])
+    expected = 300 * 512 * core.neighbourhood_chances(0.254)
+    often = expected > 5
+    for seed in range(2):
+        seen = counts[:, seed].sum(0).numpy()
+        rest = [seen[~often].sum()], [expected[~often].sum()]
+        assert stats.chisquare(np.append(seen[often], rest[0]), np.append(expected[often], rest[1])).pvalue > 1e-4
+    alone = core.neighbourhood_batches([4], 0.254, 512)
+    assert torch.equal(torch.stack([next(alone)[0] for _ in range(70)]).double(), counts[:70, 1])
+
+
+RELAXED = {  # each gate as it is usually written
+    "FALSE": lambda a, b: 0 * a, "AND": lambda a, b: a * b, "A AND NOT B": lambda a, b: a - a * b, "A": lambda a, b: a,
+    "B AND NOT A": lambda a, b: b - a * b, "B": lambda a, b: b, "XOR": lambda a, b: a + b - 2 * a * b,
+    "OR": lambda a, b: a + b - a * b, "NOR": lambda a, b: 1 - (a + b - a * b), "XNOR": lambda a, b: 1 - (a + b - 2 * a * b),
+    "NOT B": lambda a, b: 1 - b, "A OR NOT B": lambda a, b: 1 - b + a * b, "NOT A": lambda a, b: 1 - a,
+    "B OR NOT A": lambda a, b: 1 - a + a * b, "NAND": lambda a, b: 1 - a * b, "TRUE": lambda a, b: 1 + 0 * a,
+    "RELU": lambda a, b: a.clamp(min=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["free", "sum-1", "softmax"])
+@pytest.mark.parametrize("gates", [core.GATES[:16], ("AND", "XOR", "OR", "NAND"), ("RELU", *core.GATES[1:16])])
+def test_four_coefficients_are_the_sum_of_the_gates(gates, form):
+    generator = torch.Generator().manual_seed(0)
+    a, b, weight = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in [(2, 3, 7)] * 2 + [(2, 3, len(gates))]
+    )
+    weight = weight.abs() if form == "sum-1" else weight
+    mixture = core.GateMixture(weight, gates, form).double()
+    inputs = [a.requires_grad_(), b.requires_grad_(), mixture.weight]
+    found = core.GateLayer.mix(a, b, mixture.coefficients())
+    share = {"free": weight, "sum-1": weight / weight.sum(-1, keepdim=True), "softmax": weight.softmax(-1)}[form]
+    torch.testing.assert_close(found, sum(share[..., g, None] * RELAXED[name](a, b) for g, name in enumerate(gates)))
+    literal = torch.nn.Parameter(weight.clone())
+    share = {"free": literal, "sum-1": literal / literal.sum(-1, keepdim=True), "softmax": literal.softmax(-1)}[form]
+    slow = sum(share[..., g, None] * RELAXED[name](a, b) for g, name in enumerate(gates))
+    for one, two in zip(gradients(found, *inputs), gradients(slow, a, b, literal), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_mixture_hardens_to_its_heaviest_gate_and_a_table_to_its_corners():
+    corners = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1]])
+    for number, name in enumerate(core.GATES[:16]):
+        expected = RELAXED[name](*corners)
+        torch.testing.assert_close(core.truth_table(torch.tensor(number)), expected)
+        mixture = core.GateMixture(torch.eye(16)[number].view(1, 1, 16) + 0.1)
+        table = core.TruthTables((2 * expected - 1).view(1, 1, 4))
+        for gates in (mixture, table):
+            assert gates.hardened().item() == number
+            layer = core.GateLayer(core.WiredOperands(np.array([[[0], [1]]]), 2), gates)
+            torch.testing.assert_close(layer.hardened(corners[None])[0, 0], expected)
+    sharp = core.GateLayer.mix(*corners[:, None, None], core.TruthTables(60 * (2 * expected - 1).view(1, 1, 4)).coefficients())
+    torch.testing.assert_close(sharp[0, 0], expected)
+    few = core.GateMixture(torch.tensor([[[0.1, 0.2]]]), ("AND", "OR"))
+    assert core.GATES[few.hardened().item()] == "OR"
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(9, 128), (9, 5), (128, 64), (2, 1), (3, 2)])
+def test_wires_use_every_input_and_never_one_twice(inputs, units):
+    for seed in range(20):
+        wires = core.draw_wires(inputs, units, np.random.default_rng(seed))
+        assert wires.shape == (2, units) and (wires[0] != wires[1]).all() and set(wires.ravel()) <= set(range(inputs))
+        used = np.bincount(wires.ravel(), minlength=inputs)
+        assert used.sum() == 2 * units
+    counts = [np.bincount(core.draw_wires(9, 128, np.random.default_rng(s)).ravel(), minlength=9) for s in range(20)]
+    assert np.min(counts) >= 20 and np.max(counts) <= 40  # 28 each, but for those rewired away from a twin
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(1, 3), (9, 4)])
+def test_what_cannot_be_wired_is_refused(inputs, units):
+    with pytest.raises(ValueError):
+        core.draw_wires(inputs, units, np.random.default_rng(0))
+
+
+def test_wired_operands_read_their_wires():
+    rng = np.random.default_rng(0)
+    wires, x = np.stack([core.draw_wires(5, 4, rng) for _ in range(3)]), torch.randn(3, 5, 7)
+    a, b = core.WiredOperands(wires, 5)(x)
+    for s, unit in itertools.product(range(3), range(4)):
+        assert torch.equal(a[s, unit], x[s, wires[s, 0, unit]]) and torch.equal(b[s, unit], x[s, wires[s, 1, unit]])
+
+
+@pytest.mark.parametrize("form", ["softmax", "table"])
+def test_a_wired_network_starts_by_passing_an_input_on(form):
+    network = core.wired_gate_network((9, 16, 16, 8, 4, 2, 1), [3, 4], form, 3.0)
+    output = network.hardened(all_cells(2))
+    for seed in range(2):
+        assert any(torch.equal(output[seed], cell) for cell in all_cells()[0])
+
+
+@pytest.mark.parametrize("sizes", [(9, 6, 5, 1), (9, 130, 600, 1)])  # the second goes through oneDNN
+@pytest.mark.parametrize("gates", [("AND", "XOR", "OR", "NAND"), ("RELU",), ("RELU", "AND")])
+def test_dense_network_against_plain_products(sizes, gates):
+    network = core.dense_gate_network(sizes, [3, 4], gates, "free", "uniform", spread=0.1)
+    found = network(all_cells(2))
+    for seed in range(2):
+        x = all_cells()[0]
+        for layer in network:
+            both = layer.operands.weight[seed] @ x + layer.operands.bias[seed]
+            a, b = (both, both) if gates == ("RELU",) else both.chunk(2)
+            x = sum(layer.gates.weight[seed, :, g, None] * RELAXED[name](a, b) for g, name in enumerate(gates))
+        torch.testing.assert_close(found[seed], x[0], rtol=1e-4, atol=1e-5)
+
+
+def test_uniform_gates_sum_to_one_and_constant_ones_are_equal():
+    for start in ("uniform", "constant"):
+        network = core.dense_gate_network((9, 6, 1), [3], ("AND", "OR"), start=start)
+        weight = network[0].gates.weight
+        torch.testing.assert_close(weight.sum(-1), torch.ones(1, 6))
+        assert (weight[..., 0] == weight[..., 1]).all() == (start == "constant")
+
+
+LIFE_CONFIG = {"steps": 12, "batch": 32, "alive": 0.3, "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gates"), [((9, 6, 5, 1), ("AND", "XOR")), ((9, 260, 260, 1), ("RELU",)), ((9, 48, 1), ("RELU", "OR"))]
+)
+def test_a_seed_is_the_same_in_any_company(sizes, gates):
+    runs = {}
+    for seeds in ([3, 4, 5], [4], [4, 9]):
+        network = core.dense_gate_network(sizes, seeds, gates, start="uniform", spread=0.2)
+        runs[len(seeds)] = (seeds.index(4), core.train_on_life(network, seeds, LIFE_CONFIG))
+    for key in ("loss", "output", "diverged"):
+        one, two, three = (run[key][row] for row, run in runs.values())
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+
+
+def test_training_on_counts_is_sgd_on_the_drawn_batch():
+    config, seeds, bound = LIFE_CONFIG, [5], torch.tanh
+    network = core.dense_gate_network((9, 6, 5, 1), seeds, ("AND", "XOR", "RELU"), spread=0.3, bound=bound)
+    reference = core.dense_gate_network((9, 6, 5, 1), seeds, ("AND", "XOR", "RELU"), spread=0.3, bound=bound)
+    seen = []
+    run = core.train_on_life(network, seeds, config, watch=lambda step, output, counts, grads: seen.append((step, len(grads))))
+    optimizer, batches = torch.optim.SGD(reference.parameters(), lr=config["lr"]), core.neighbourhood_batches(seeds, 0.3, 32)
+    chance, target = torch.from_numpy(core.neighbourhood_chances(0.3)), torch.from_numpy(core.LIFE)
+    for step in range(config["steps"]):
+        drawn = torch.repeat_interleave(torch.arange(512), next(batches)[0].long())
+        assert len(drawn) == 32
+        exact = (chance * (reference(all_cells())[0].double() - target) ** 2).sum().item()
+        assert run["loss"][0, step] == pytest.approx(exact, rel=1e-5)
+        loss = F.mse_loss(reference(all_cells()[..., drawn])[0], target[drawn])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for one, two in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(run["output"][0], reference(all_cells())[0].detach(), rtol=1e-4, atol=1e-6)
+    assert seen == [(step, len([*network.parameters()])) for step in range(config["steps"])] and np.isnan(run["diverged"][0])
+
+
+def test_a_diverged_network_is_told_and_harms_no_other():
+    def update(parameters, gradients, lr):
+        core.descend(parameters, gradients, lr)
+        parameters[0][1] *= 1e12  # the second network runs away
+
+    calm = core.train_on_life(core.dense_gate_network((9, 6, 5, 1), [3], ("AND", "XOR"), spread=0.3), [3], LIFE_CONFIG)
+    both = core.train_on_life(
+        core.dense_gate_network((9, 6, 5, 1), [3, 4], ("AND", "XOR"), spread=0.3), [3, 4], LIFE_CONFIG, update
+    )
+    assert np.isnan(both["diverged"][0]) and 1 <= both["diverged"][1] < 12 and not np.isfinite(both["loss"][1, -1])
+    assert np.isfinite(both["loss"][1, 0])
+    np.testing.assert_array_equal(both["loss"][0], calm["loss"][0])
+
+
 # losses and metrics
 
 
@@ -1194,6 +1398,50 @@ def test_finished_trials_are_not_run_again(toy, capsys):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()) and len(records(toy)) == 10
     assert toy.run("--a", "1", "--fresh") == 0
     assert all(path.stat().st_mtime_ns != time for path, time in before.items())
+
+
+def test_stacked_seeds_share_a_call_and_resume_one_by_one(toy, capsys):
+    calls = []
+
+    def stacked(config, seeds):
+        calls.append(list(seeds))
+        return [add(config, seed) for seed in seeds]
+
+    assert toy.run("--a", "1", "2") == 0
+    alone = {path.name: core.read_record(path)[0] for path in records(toy)}
+    for path in records(toy)[1:4]:
+        path.unlink()
+    missing = {(config["a"], seed) for config in ({"a": 1}, {"a": 2}) for seed in range(5)}
+    for path in records(toy):
+        meta = core.read_record(path)[1]
+        missing.remove((meta["config"]["a"], meta["seed"]))
+    assert toy.run("--a", "1", "2", trial=stacked, stack=3) == 0
+    assert f"10 trials, {10 - len(missing)} of them finished before" in capsys.readouterr().out
+    assert sorted(seed for seeds in calls for seed in seeds) == sorted(seed for _, seed in missing)
+    assert {path.name for path in records(toy)} == alone.keys()
+    assert toy.run("--a", "1", "2", "--fresh", trial=stacked, stack=3) == 0
+    assert calls[-4:] == [[0, 1, 2], [3, 4]] * 2
+    for path in records(toy):
+        again = core.read_record(path)[0]
+        assert all(np.array_equal(again[key], value, equal_nan=np.ndim(value) == 0) for key, value in alone[path.name].items())
+
+
+def test_the_number_of_seeds_is_the_experiments_own_unless_told(toy, capsys):
+    assert toy.run("--a", "1", seeds=7) == 0
+    assert "7 trials" in capsys.readouterr().out
+    assert toy.run("--a", "1", "--seeds", "8", seeds=7) == 0
+    assert "8 trials, 7 of them" in capsys.readouterr().out
+
+
+def test_a_check_may_leave_seeds_out(toy):
+    def some_dead(config, seed):
+        return add(config, seed) | {"dead": float(seed in ((1, 3) if config["a"] == 1 else (4,)))}
+
+    claim = Claim("larger", "1/1", [Check("sum", (0.5, math.inf), {"a": 2}, {"a": 1}, unless="dead"),
+                                    Check("sum", (0.5, math.inf), {"a": 2}, unless="dead")])  # fmt: skip
+    assert toy.run("--a", "1", "2", trial=some_dead, claims=[claim]) == 0
+    text = toy.logbook.read_text()
+    assert "n = 2, 4" in text and f"sum {core.mean_interval([2.0, 2.1, 2.2, 2.3])}" in text
 
 
 def test_an_interrupt_keeps_what_is_finished(toy, capsys):
