@@ -18,6 +18,7 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     13 Trials
     14 Plots
     15 Logbook
+    16 Circuits
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -398,9 +399,8 @@ def batches_of(graphs: Sequence[Graph], size: int, padding: bool = False) -> lis
 
 # %% 4 Logic and text data
 
-NEIGHBOURHOODS = np.array(
-    list(itertools.product((0, 1), repeat=9)), dtype=np.float32
-)  # [512, 9], row by row, the cell in the middle
+CELLS = 9  # of a neighbourhood, row by row; number 4 is the cell itself
+NEIGHBOURHOODS = np.array(list(itertools.product((0, 1), repeat=CELLS)), dtype=np.float32)  # [512, 9]
 CELLS_ALIVE = NEIGHBOURHOODS.sum(1).astype(int)  # [512], the middle one counted
 LIFE = np.where(NEIGHBOURHOODS[:, 4] == 1, abs(CELLS_ALIVE - 3.5) < 1, CELLS_ALIVE == 3).astype(np.float32)  # [512]: alive next?
 
@@ -430,6 +430,163 @@ def neighbourhood_batches(seeds: Sequence[int], alive: float, batch: int) -> Ite
     while True:
         block = np.stack([rng.multinomial(batch, chances, size=64) for rng in streams], 1)  # (64, S, 512)
         yield from torch.from_numpy(block).float().to(Runtime.device)
+
+
+def pack(cells: np.ndarray) -> np.ndarray:
+    """[..., W] bool -> [..., ceil(W / 64)] uint64: bit i of word k is column 64 k + i; bits past W are 0."""
+    padding = [(0, 0)] * (cells.ndim - 1) + [(0, -cells.shape[-1] % 64)]
+    return np.packbits(np.pad(cells, padding), axis=-1, bitorder="little").view("<u8").astype(np.uint64)
+
+
+def unpack(words: np.ndarray, width: int) -> np.ndarray:
+    """The [..., width] bool that `pack` packed."""
+    return np.unpackbits(words.astype("<u8").view(np.uint8), axis=-1, count=width, bitorder="little").astype(bool)
+
+
+PATTERNS = {  # run-length encoded: b dead, o alive, $ end of a row
+    "blinker": "3o!",
+    "glider": "bo$2bo$3o!",
+    "gosper-gun": "24bo$22bobo$12b2o6b2o12b2o$11bo3bo4b2o12b2o$2o8bo5bo3b2o$2o8bo3bob2o4bobo$10bo5bo7bo$11bo3bo$12b2o!",
+}
+
+
+def pattern_board(pattern: str, height: int, width: int) -> np.ndarray:
+    """A board [H, W] bool with one of PATTERNS near its upper left corner. Raises ValueError if it does not fit."""
+    runs = re.sub(r"(\d+)([bo$])", lambda run: int(run[1]) * run[2], PATTERNS[pattern].rstrip("!")).split("$")
+    board = np.zeros((height, width), dtype=bool)
+    for row, cells in enumerate(runs, 1):
+        if row > height - 1 or len(cells) > width - 1:
+            raise ValueError(f"{pattern} does not fit on {height} x {width}")
+        board[row, 1 : 1 + len(cells)] = [cell == "o" for cell in cells]
+    return board
+
+
+def show(board: np.ndarray) -> str:
+    """The board for a terminal: a line of half blocks for two rows."""
+    pairs = np.pad(board, ((0, len(board) % 2), (0, 0))).reshape(-1, 2, board.shape[1])
+    return "\n".join("".join(" ▀▄█"[up + 2 * low] for up, low in zip(*pair, strict=True)) for pair in pairs)
+
+
+EXPRESSIONS = ("a ^ a", "a & b", "a & ~b", "a", "~a & b", "b", "a ^ b", "a | b",
+               "~(a | b)", "~(a ^ b)", "~b", "a | ~b", "~a", "~a | b", "~(a & b)", "~(a ^ a)")  # fmt: skip
+# the gates in the order of GATES; one that reads a single operand names no other
+Gate = tuple[int, int, int]  # number in GATES, first operand, second operand
+
+
+class Circuit(NamedTuple):
+    """Gates over a neighbourhood. Signals 0 to 8 are its cells, signal 9 + i is gates[i], whose operands are smaller signals. The
+    output is any signal."""
+
+    gates: list[Gate]
+    output: int
+
+    def numbered(self) -> dict[int, Gate]:
+        """The gates by signal."""
+        return dict(enumerate(self.gates, CELLS))
+
+
+def apply_gate(gate: int, a, b):
+    """A gate of values that know & | ^ and ~: bool arrays or unsigned words."""
+    text = EXPRESSIONS[gate]
+    a, b = ~a if "~a" in text else a, ~b if "~b" in text else b
+    a, b = a if "a" in text else b, b if "b" in text else a
+    value = a & b if "&" in text else a | b if "|" in text else a ^ b if "^" in text else a
+    return ~value if "~(" in text else value
+
+
+def all_signals(circuit: Circuit, cells: Sequence) -> list:
+    """The values of all signals for nine such values."""
+    values = [*cells]
+    for gate, first, second in circuit.gates:
+        values.append(apply_gate(gate, values[first], values[second]))
+    return values
+
+
+def truth_tables(circuit: Circuit) -> np.ndarray:
+    """Every signal on every neighbourhood: [signals, 512] bool."""
+    return np.stack(all_signals(circuit, NEIGHBOURHOODS.T.astype(bool)))
+
+
+def assemble(gates: dict[int, Gate], output: int) -> Circuit:
+    """Circuit of those gates, in any order, that the output needs, sorted by depth and numbered anew. Raises ValueError with one of
+    the signals if they form a cycle."""
+    reads, waiting = {}, [output]
+    while waiting:
+        if (signal := waiting.pop()) >= CELLS and signal not in reads:
+            gate, first, second = gates[signal]
+            reads[signal] = [s for letter, s in (("a", first), ("b", second)) if letter in EXPRESSIONS[gate]]
+            waiting += reads[signal]
+    number, pending = {cell: cell for cell in range(CELLS)}, [signal for signal in gates if signal in reads]
+    while pending:
+        ready = [signal for signal in pending if all(operand in number for operand in reads[signal])]
+        if not ready:
+            raise ValueError(pending[0])
+        number |= {signal: len(number) + i for i, signal in enumerate(ready)}
+        pending = [signal for signal in pending if signal not in number]
+    placed = [(gates[s][0], number[reads[s][0]], number[reads[s][-1]]) for s in [*number][CELLS:]]
+    return Circuit(placed, number[output])
+
+
+def statements(circuit: Circuit) -> list[str]:
+    """One "g0 = x0 & ~x3" a gate, and "y = g7" for the output."""
+    names = [f"x{cell}" for cell in range(CELLS)] + [f"g{i}" for i in range(len(circuit.gates))]
+    lines = []
+    for i, (gate, first, second) in enumerate(circuit.gates):
+        operand = {"a": names[first], "b": names[second]}
+        lines.append(f"g{i} = " + re.sub("[ab]", lambda letter, operand=operand: operand[letter[0]], EXPRESSIONS[gate]))
+    return [*lines, f"y = {names[circuit.output]}"]
+
+
+def numpy_code(circuit: Circuit) -> str:
+    """Source of a function next_cell(x0, .., x8) of bool arrays or unsigned words."""
+    header = f"def next_cell({', '.join(f'x{cell}' for cell in range(CELLS))}):"
+    return "\n    ".join([header, *statements(circuit), "return y"]) + "\n"
+
+
+def netlist(circuit: Circuit, comment: str) -> str:
+    """The circuit as structural Verilog: an assign a gate."""
+    cells, wires = (", ".join(f"{letter}{i}" for i in range(n)) for letter, n in (("x", CELLS), ("g", len(circuit.gates))))
+    lines = [f"// {comment}", f"module life(input {cells}, output y);", *(f"  wire {line};" for line in [wires] if wires)]
+    return "\n".join([*lines, *(f"  assign {line};" for line in statements(circuit)), "endmodule\n"])
+
+
+def read_netlist(path: Path) -> Circuit:
+    """The circuit in a file like those of `netlist`, wires named and assigns ordered at will. Raises UsageError with the line."""
+
+    def require(right: bool, number: int, wrong: str) -> None:
+        if not right:
+            raise UsageError(f"--netlist {path}, line {number}: {wrong}; name a file that exp_logic_circuit.py wrote")
+
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--netlist {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+    readable = {text.replace("b", "a"): gate for gate, text in enumerate(EXPRESSIONS)}  # a gate may read one signal twice
+    readable |= {text: gate for gate, text in enumerate(EXPRESSIONS)}
+    signal, driven = {f"x{cell}": cell for cell in range(CELLS)}, {}
+    for number, line in enumerate(lines, 1):
+        code = line.partition("//")[0].strip()
+        if found := re.fullmatch(r"assign (\w+) = ([^;]+);", code):
+            require(found[1] not in driven, number, f"{found[1]} is driven twice")
+            require(found[1] not in signal, number, f"{found[1]} is a cell and cannot be driven")
+            driven[found[1]] = number, found[2]
+        else:
+            require(bool(re.fullmatch(r"(module life\(.*\);|wire .*;|endmodule)?", code)), number, "cannot be understood")
+    require("y" in driven, len(lines), "nothing drives y")
+    signal |= {name: CELLS + i for i, name in enumerate(driven)}
+    gates = {}
+    for name, (number, text) in driven.items():
+        used = [*dict.fromkeys(re.findall(r"\w+", text))]
+        for one in used:
+            require(one in signal, number, f"nothing drives {one}")
+        form = re.sub(r"\w+", lambda one, used=used: "abc"[min(used.index(one[0]), 2)], text)
+        require(form in readable, number, f"{text} is no gate of two signals")
+        gates[signal[name]] = readable[form], signal[used[0]], signal[used[-1]]
+    try:
+        return assemble(gates, signal["y"])
+    except ValueError as error:
+        number = next(number for name, (number, _) in driven.items() if signal[name] == error.args[0])
+        require(False, number, "this gate is on a cycle, or reads from one")
 
 
 # %% 5 Masks and adjacency stacks
@@ -1021,17 +1178,17 @@ def dense_gate_network(sizes: Sequence[int], seeds: Sequence[int], gates: Sequen
     return GateNetwork(*layers).to(Runtime.device)
 
 
-def wired_gate_network(sizes: Sequence[int], seeds: Sequence[int], form: str, logit: float) -> GateNetwork:
-    """The paper's network: random fixed wires, and gates that start as the pass-through A: a softmax over the 16 in which A has
-    this logit and the others 0 (form "softmax"), or four sigmoids with this logit up or down ("table"). Raises ValueError for
-    sizes that cannot be wired (`draw_wires`)."""
-    rngs, layers = [stream(seed, "init") for seed in seeds], []
+def wired_gate_network(sizes: Sequence[int], seeds: Sequence[int], form: str, share: float) -> GateNetwork:
+    """The paper's network: random fixed wires, and gates that start as the pass-through A, by a share of 0.5 to 1: its weight in a
+    softmax over the 16 (form "softmax"), or how right each entry of its truth table is (four sigmoids, form "table"). Raises
+    ValueError for sizes that cannot be wired (`draw_wires`)."""
+    rngs, layers, number, odds = [stream(seed, "init") for seed in seeds], [], torch.tensor(GATES.index("A")), share / (1 - share)
     for inputs, units in itertools.pairwise(sizes):
         wires = np.stack([draw_wires(inputs, units, rng) for rng in rngs])
         if form == "softmax":
-            gates = GateMixture(logit * torch.eye(16)[GATES.index("A")].repeat(len(rngs), units, 1), form=form)
+            gates = GateMixture((math.log(15 * odds) * torch.eye(16)[number]).repeat(len(rngs), units, 1), form=form)
         else:
-            gates = TruthTables(logit * (2 * truth_table(torch.tensor(GATES.index("A"))) - 1).repeat(len(rngs), units, 1))
+            gates = TruthTables((math.log(odds) * (2 * truth_table(number) - 1)).repeat(len(rngs), units, 1))
         layers.append(GateLayer(WiredOperands(wires, inputs), gates))
     return GateNetwork(*layers).to(Runtime.device)
 
@@ -1538,14 +1695,14 @@ def widths(text: str) -> tuple[int, ...]:
 widths.expects = "widths >= 1 joined by commas, such as 48,48"
 
 
-def chance(text: str) -> float:
+def probability(text: str) -> float:
     """Reader of a probability that is neither 0 nor 1."""
     if not 0 < float(text) < 1:
         raise ValueError
     return float(text)
 
 
-chance.expects = "a number > 0 and < 1"
+probability.expects = "a number > 0 and < 1"
 
 
 @dataclass(frozen=True)
@@ -1822,10 +1979,12 @@ def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str,
 
 def code_fingerprint(*paths: Path | str) -> str:
     """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws and
-    writes is left out: core.py from section 14 on (code refers only upwards), `figures`, `headline`, `memory` of a script."""
+    writes is left out: sections 14 and 15 of core.py (none that decides refers to them), `figures`, `headline`, `memory` of a
+    script."""
     digest = hashlib.sha256()
     for path in paths:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8").partition("\n# %% 14 ")[0])
+        before, _, behind = Path(path).read_text(encoding="utf-8").partition("\n# %% 14 ")
+        tree = ast.parse(before + "\n" + behind.partition("\n# %% 16 ")[2].partition("\n")[2])
         tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline", "memory")]
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -2041,12 +2200,14 @@ def colours_of(names: Sequence[str]) -> dict[str, str]:
 
 
 class Figure(NamedTuple):
-    """A figure to be saved: its kind (part of the file name), the finding as alt text, and its numbers as named columns."""
+    """A figure to be saved: its kind (part of the file name), the finding as alt text, its numbers as named columns, and texts to
+    be saved beside it, as pairs of suffix and content."""
 
     kind: str
     figure: "object"
     finding: str
     columns: dict[str, Sequence]
+    texts: Sequence[tuple[str, str]] = ()
 
 
 def pyplot():
@@ -2218,12 +2379,14 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
 
 
 def save_figure(figure: Figure, stem: Path) -> None:
-    """Write STEM.png and, with the figure's numbers, STEM.csv."""
+    """Write STEM.png, with the figure's numbers STEM.csv, and its texts."""
     image = io.BytesIO()
     figure.figure.savefig(image, format="png")
     pyplot().close(figure.figure)
     write_atomically(stem.with_name(stem.name + ".png"), image.getvalue())
     save_columns(figure.columns, stem)
+    for suffix, text in figure.texts:
+        write_atomically(stem.with_name(stem.name + suffix), text.encode())
 
 
 def save_columns(columns: dict[str, Sequence], stem: Path) -> None:
@@ -2327,8 +2490,9 @@ def results_table(experiment: Experiment, run: Run) -> str:
     return "\n".join(lines)
 
 
-def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], images: dict[str, str]) -> str:
-    """The logbook entry in Markdown; `images` maps path to alt text."""
+def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], images: dict[str, str],
+                texts: Sequence[str]) -> str:  # fmt: skip
+    """The logbook entry in Markdown; `images` maps path to alt text, `texts` are links to files beside them."""
     stamp = environment_stamp()
     title = plain(": ".join(filter(None, [options.tag, experiment.headline(run)])) + unusual(experiment, run.cells, options.smoke))
     command = shlex.join(["python", Path(experiment.file).name, *shown_arguments(argv)]).replace("`", "'")
@@ -2349,6 +2513,7 @@ def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, a
         f"Entry: {plain(experiment.entry)}. Question: {experiment.doc.strip().splitlines()[0]} `{command}` · " + " · ".join(facts),
         results_table(experiment, run),
         "\n".join(f"![{plain(alt)}]({path})" for path, alt in images.items()),
+        "Beside it: " + ", ".join(texts) if texts else "",
         "| claim · source | verdict | effect [95% interval], claimed range |\n|---|---|---|\n" + "\n".join(rows),
         f"Reading. {plain(options.note)}" if options.note else "",
     ]
@@ -2441,7 +2606,7 @@ def arms_columns(experiment: Experiment, run: Run) -> dict[str, Sequence]:
 
 def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], identity: str) -> None:
     """Draw, judge, print and append."""
-    images = {}
+    images, texts = {}, []
     for figure in experiment.figures(run):
         stem = options.plots / f"{experiment.name}-{figure.kind}-{identity}"
         if options.smoke:
@@ -2449,10 +2614,12 @@ def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv
             pyplot().close(figure.figure)
         else:
             save_figure(figure, stem)
-        images[os.path.relpath(stem, options.logbook.parent) + ".png"] = figure.finding
+        link = os.path.relpath(stem, options.logbook.parent)
+        images[f"{link}.png"] = figure.finding
+        texts += [f"[{stem.name}{suffix}]({link}{suffix})" for suffix, _ in figure.texts]
     if not options.smoke:
         save_columns(arms_columns(experiment, run), options.plots / f"{experiment.name}-arms-{identity}")
-    entry = write_entry(experiment, run, options, argv, images)
+    entry = write_entry(experiment, run, options, argv, images, texts)
     print(entry)
     print(f"peak memory {memory_mb():.0f} MB")
     if not (options.smoke or options.no_log):
@@ -2510,3 +2677,212 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     if speaks:
         print(f"{Path(experiment.file).name}: {message}", file=sys.stderr)
     return status
+
+
+# %% 16 Circuits
+
+
+def hardened_circuit(network: GateNetwork, row: int) -> Circuit:
+    """The circuit that network `row` of a stack becomes when every unit takes its hardened gate."""
+    gates, below = [], range(CELLS)
+    for layer in network:
+        first, second = layer.operands.wires[row].tolist()
+        numbers = layer.gates.hardened()[row].tolist()
+        start = CELLS + len(gates)
+        gates += [(number, below[a], below[b]) for number, a, b in zip(numbers, first, second, strict=True)]
+        below = range(start, CELLS + len(gates))
+    return Circuit(gates, CELLS + len(gates) - 1)
+
+
+CONSTANT = -1  # in place of a signal: always 0
+
+
+def absorb(gate: int, first: tuple[int, bool], second: tuple[int, bool]) -> Gate:
+    """The same function of plain signals, for a gate that reads (signal, inverted?) twice: its table takes over the inversions and
+    what constants and equal operands make of it."""
+    (a, a_inverted), (b, b_inverted), table = first, second, 0
+    for a_value, b_value in itertools.product((0, 1), repeat=2):
+        x = (a_value & (a != CONSTANT)) ^ a_inverted
+        y = ((a_value if a == b else b_value) & (b != CONSTANT)) ^ b_inverted
+        table = 2 * table + (gate >> (3 - 2 * x - y) & 1)
+    some = max(a, b, 0)
+    return table, some if a == CONSTANT else a, some if b == CONSTANT else b
+
+
+def fold(circuit: Circuit, copies: bool = True) -> Circuit:
+    """Without constants and, if asked, without copies and inverters: who reads them absorbs them. Only an output that is a constant
+    or an inverted cell keeps one. Dead gates go too."""
+    gates, stands_for = {}, {cell: (cell, False) for cell in range(CELLS)}
+    for signal, (gate, first, second) in circuit.numbered().items():
+        gates[signal] = table, a, b = absorb(gate, stands_for[first], stands_for[second])
+        simpler = {0: (CONSTANT, False), 15: (CONSTANT, True)}
+        if copies:
+            simpler |= {3: (a, False), 12: (a, True), 5: (b, False), 10: (b, True)}
+        stands_for[signal] = simpler.get(table, (signal, False))
+    output, inverted = stands_for[circuit.output]
+    if output in gates and inverted:
+        gates = {s: absorb(gate, (a, a == output), (b, b == output)) for s, (gate, a, b) in gates.items()}
+        gates[output] = 15 - gates[output][0], *gates[output][1:]
+    elif inverted or output == CONSTANT:
+        gates[circuit.output], output = absorb(3, (output, inverted), (output, inverted)), circuit.output
+    return assemble(gates, output)
+
+
+def merge_equal(circuit: Circuit) -> Circuit:
+    """With one gate for all that have the same truth table or its complement."""
+    gates, known = circuit.numbered(), {}
+    for signal, table in enumerate(truth_tables(circuit)):
+        twin, gate = known.setdefault(table.tobytes(), (signal, 3))
+        known.setdefault((~table).tobytes(), (signal, 12))
+        if twin != signal:
+            gates[signal] = gate, twin, twin
+    return fold(assemble(gates, circuit.output))
+
+
+class Resubstitution:
+    """Replacements for the gates of a folded circuit of G gates and S = 9 + G signals. value [S, 512] bool: all signals; matters
+    [G, 512] bool: where inverting a gate inverts the output, so that elsewhere its value is free; needs [S, G] bool: the gates from
+    which a signal is computed, itself among them."""
+
+    def __init__(self, circuit: Circuit):
+        self.circuit, self.value, count = circuit, truth_tables(circuit), len(circuit.gates)
+        self.needs = np.zeros((CELLS + count, count), dtype=bool)
+        runs = [np.broadcast_to(cell, (count, 512)) for cell in self.value[:CELLS]]  # in run g, gate g is inverted
+        for signal, (gate, first, second) in circuit.numbered().items():
+            runs.append(apply_gate(gate, runs[first], runs[second]).copy())
+            runs[signal][signal - CELLS] ^= True
+            self.needs[signal] = self.needs[first] | self.needs[second]
+            self.needs[signal, signal - CELLS] = True
+        self.matters = runs[circuit.output] ^ self.value[circuit.output]
+
+    def dead_without(self, signal: int) -> np.ndarray:
+        """The gates that nothing needs once nobody reads the signal, itself among them: [G] bool."""
+        live = np.zeros(len(self.value), dtype=bool)
+        live[self.circuit.output] = True
+        for reader, (_, first, second) in reversed(self.circuit.numbered().items()):
+            live[reader] &= reader != signal
+            live[first] |= live[reader]
+            live[second] |= live[reader]
+        return ~live[CELLS:]
+
+    def search(self, signal: int, outer: tuple[int, int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """gain, table [S, S]: how many gates are saved if `signal` becomes the gate `table` of two other signals (of one, on the
+        diagonal), the output staying as it is; -99 where it would not. outer = (gate, other): it becomes this gate of the other
+        signal and of such a new one."""
+        wanted, matters, depends = self.value[signal], self.matters[signal - CELLS], self.needs[:, signal - CELLS]
+        dead = self.dead_without(signal)
+        if outer:
+            gate, other = outer
+            at = [apply_gate(gate, self.value[other], np.full(512, new)) for new in (False, True)]
+            if depends[other] or (matters & (at[0] == at[1]) & (at[0] != wanted)).any():
+                return np.full((len(self.value),) * 2, -99), np.zeros((len(self.value),) * 2, dtype=int)
+            wanted, matters, dead = wanted ^ at[0], matters & (at[0] != at[1]), dead & ~self.needs[other]
+        kept = self.needs[:, dead].astype(np.float32)  # of the gates that would die, those that a new operand needs
+        gain = dead.sum() - bool(outer) - (kept.sum(1)[:, None] + kept.sum(1) - kept @ kept.T) - ~np.eye(len(kept), dtype=bool)
+        ones, zeros = (self.corners(matters & (wanted == value)) for value in (True, False))
+        gain[(ones & zeros).any(0) | depends[:, None] | depends] = -99
+        if not outer:  # its own operands would change nothing
+            _, first, second = self.circuit.gates[signal - CELLS]
+            gain[[first, second], [second, first]] = -99
+        return gain, np.tensordot([8, 4, 2, 1], ones, 1)
+
+    def corners(self, where: np.ndarray) -> np.ndarray:
+        """Which values (0, 0), (0, 1), (1, 0), (1, 1) any two signals take on the neighbourhoods `where` [512]: [4, S, S] bool."""
+        chosen = self.value[:, where].astype(np.float32)
+        both = chosen @ chosen.T
+        first, second = both.diagonal()[:, None], both.diagonal()
+        return np.stack([chosen.shape[1] - first - second + both, second - both, first - both, both]) > 0
+
+    def replace(self, signal: int, gain: np.ndarray, table: np.ndarray, outer, rng: np.random.Generator) -> Circuit:
+        """The circuit with one of the best replacements that `search` found, drawn at random."""
+        best = np.argwhere(gain == gain.max())
+        first, second = map(int, best[rng.integers(len(best))])
+        inner, new = (int(table[first, second]), first, second), len(self.value)
+        change = {new: inner, signal: (*outer, new)} if outer else {signal: inner}
+        return fold(assemble(self.circuit.numbered() | change, self.circuit.output))
+
+
+def substitute(circuit: Circuit, rng: np.random.Generator) -> Circuit:
+    """Greedy: gates in random order give way to the gate or signal that saves most, until none saves any."""
+    found, untried = Resubstitution(circuit), rng.permutation(len(circuit.gates)).tolist()
+    while untried:
+        signal = CELLS + untried.pop()
+        gain, table = found.search(signal)
+        smaller = found.replace(signal, gain, table, None, rng) if gain.max() > 0 else circuit
+        if len(smaller.gates) < len(circuit.gates):
+            circuit, found = smaller, Resubstitution(smaller)
+            untried = rng.permutation(len(circuit.gates)).tolist()
+    return circuit
+
+
+AND_OR_XOR = (1, 4, 6, 7, 13)  # outer gates: the others are these with an operand inverted, which the inner gate absorbs
+
+
+def random_walk(circuit: Circuit, patience: int, rng: np.random.Generator) -> Circuit:
+    """The smallest circuit met while random gates give way to one or two others, which may make it up to 5 gates larger than that;
+    ends after `patience` attempts in a row that found none smaller."""
+    best, idle, found = circuit, 0, Resubstitution(circuit)
+    while idle < patience and circuit.gates:
+        idle += 1
+        signal = int(rng.integers(CELLS, len(found.value)))
+        outer = None if rng.random() < 0.5 else (int(rng.choice(AND_OR_XOR)), int(rng.integers(len(found.value))))
+        gain, table = found.search(signal, outer)
+        if gain.max() >= (-1 if len(circuit.gates) < len(best.gates) + 5 else 0):
+            circuit = found.replace(signal, gain, table, outer, rng)
+            found = Resubstitution(circuit)
+        if len(circuit.gates) < len(best.gates):
+            best, idle = circuit, 0
+    return best
+
+
+def simplify(circuit: Circuit, patience: int, rng: np.random.Generator) -> tuple[Circuit, dict[str, int]]:
+    """A small circuit with the same output on all 512 neighbourhoods, and the gates left after each pass, each of which is checked.
+    Raises ArithmeticError if one changed the output."""
+    passes = {
+        "dead": lambda c: assemble(c.numbered(), c.output),
+        "constants": lambda c: fold(c, copies=False),
+        "copies": fold,
+        "equal": merge_equal,
+        "substituted": lambda c: substitute(c, rng),
+        "walked": lambda c: random_walk(c, patience, rng),
+    }
+    target, left = truth_tables(circuit)[circuit.output], {"hardened": len(circuit.gates)}
+    for name, simpler in passes.items():
+        circuit = simpler(circuit)
+        if (truth_tables(circuit)[circuit.output] != target).any():
+            raise ArithmeticError(f"{name}: the output is no longer the same")
+        left[name] = len(circuit.gates)
+    return circuit, left
+
+
+class PackedLife:
+    """A board [H, W] bool that wraps around, 64 cells a word, advanced by a circuit. Strips of rows are computed one after another,
+    so that the signals stay in the processor's cache. Raises ValueError for fewer than 3 rows or columns."""
+
+    strip_words = 8192
+
+    def __init__(self, circuit: Circuit, board: np.ndarray):
+        if min(board.shape) < 3:
+            raise ValueError(f"a board needs 3 rows and 3 columns, not {board.shape[0]} x {board.shape[1]}")
+        self.circuit, self.width, self.top_bit = circuit, board.shape[1], np.uint64((board.shape[1] - 1) % 64)
+        self.words = pack(board)
+        self.unused = ~pack(np.ones(self.width, dtype=bool))  # bits of a row's words past its end
+
+    def step(self) -> None:
+        """One generation."""
+        one, top, rows = np.uint64(1), np.uint64(63), np.concatenate([self.words[-1:], self.words, self.words[:1]])
+        west, east = rows << one, rows >> one
+        west[:, 1:] |= rows[:, :-1] >> top
+        west[:, 0] |= rows[:, -1] >> self.top_bit
+        east[:, :-1] |= rows[:, 1:] << top
+        east[:, -1] |= (rows[:, 0] & one) << self.top_bit
+        height = max(1, self.strip_words // rows.shape[1])
+        for start in range(0, len(self.words), height):
+            end = min(start + height, len(self.words))
+            cells = [side[start + down : end + down] for down in range(3) for side in (west, rows, east)]
+            self.words[start:end] = all_signals(self.circuit, cells)[self.circuit.output]
+        self.words &= ~self.unused
+
+    def board(self) -> np.ndarray:
+        """[H, W] bool."""
+        return unpack(self.words, self.width)

@@ -30,7 +30,7 @@ FLAGS = [
     Flag("gates", one_of(*SETS), tuple(SETS), "AND XOR OR NAND; AND OR; ReLU AND XOR OR; all 16 with ReLU for FALSE; all 16"),
     Flag("lr", at_least(0.0, float, above=True), (0.1, 0.01), "learning rate of plain SGD"),
     Flag("start", one_of("constant", "uniform"), ("constant",), "initial weights of gates: 1 / G, or uniform and over their sum"),
-    Flag("alive", core.chance, (0.254,), "chance that a cell of a neighbourhood lives"),
+    Flag("alive", core.probability, (0.254,), "chance that a cell of a neighbourhood lives"),
     Flag("hidden", core.widths, ((48, 48),), "hidden layers"),
     Flag("batch", at_least(1), (512,), "neighbourhoods a step"),
     Flag("steps", at_least(1), (15000,), "steps, the journal's epochs"),

@@ -28,7 +28,7 @@ FLAGS = [
     Flag("batch", at_least(1), (1024,), "neighbourhoods a step"),
     Flag("lr", at_least(0.0, float, above=True), (0.1,), "learning rate of plain SGD"),
     Flag("steps", at_least(1), (2000,), "steps, the journal's epochs"),
-    Flag("alive", core.chance, (0.254,), "chance that a cell of a neighbourhood lives"),
+    Flag("alive", core.probability, (0.254,), "chance that a cell of a neighbourhood lives"),
     Flag("spread", at_least(0.0, float), (0.01,), "standard deviation of initial weights and biases"),
 ]
 EVERY = 10  # steps between points of a curve
