@@ -461,6 +461,14 @@ def pattern_board(pattern: str, height: int, width: int) -> np.ndarray:
     return board
 
 
+def convolution_step(board: np.ndarray) -> np.ndarray:
+    """The next generation of a board [H, W] bool that wraps around, by scipy's convolution."""
+    from scipy import signal
+
+    around = signal.convolve2d(board, [[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="same", boundary="wrap")
+    return (around == 3) | (board & (around == 2))
+
+
 def show(board: np.ndarray) -> str:
     """The board for a terminal: a line of half blocks for two rows."""
     pairs = np.pad(board, ((0, len(board) % 2), (0, 0))).reshape(-1, 2, board.shape[1])
@@ -470,6 +478,7 @@ def show(board: np.ndarray) -> str:
 EXPRESSIONS = ("a ^ a", "a & b", "a & ~b", "a", "~a & b", "b", "a ^ b", "a | b",
                "~(a | b)", "~(a ^ b)", "~b", "a | ~b", "~a", "~a | b", "~(a & b)", "~(a ^ a)")  # fmt: skip
 # the gates in the order of GATES; one that reads a single operand names no other
+GATE_A = EXPRESSIONS.index("a")
 Gate = tuple[int, int, int]  # number in GATES, first operand, second operand
 
 
@@ -551,20 +560,23 @@ def netlist(circuit: Circuit, comment: str) -> str:
 
 
 def read_netlist(path: Path) -> Circuit:
-    """The circuit in a file like those of `netlist`, wires named and assigns ordered at will. Raises UsageError with the line."""
+    """The circuit in a file like those of `netlist`. Raises UsageError for any other file."""
+    try:
+        return parse_netlist(path.read_text(encoding="utf-8"), f"--netlist {path}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--netlist {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
+
+
+def parse_netlist(text: str, name: str = "netlist") -> Circuit:
+    """The circuit in a text like that of `netlist`, its assigns in any order, with any names of wires. Raises UsageError that names
+    the text, the line and what is wrong with it."""
 
     def require(right: bool, number: int, wrong: str) -> None:
         if not right:
-            raise UsageError(f"--netlist {path}, line {number}: {wrong}; name a file that exp_logic_circuit.py wrote")
+            raise UsageError(f"{name}, line {number}: {wrong}; give a netlist that exp_logic_circuit.py wrote")
 
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--netlist {path}: cannot be read ({getattr(error, 'strerror', None) or 'not text'})") from None
-    readable = {text.replace("b", "a"): gate for gate, text in enumerate(EXPRESSIONS)}  # a gate may read one signal twice
-    readable |= {text: gate for gate, text in enumerate(EXPRESSIONS)}
-    signal, driven = {f"x{cell}": cell for cell in range(CELLS)}, {}
-    for number, line in enumerate(lines, 1):
+    signal, driven, number = {f"x{cell}": cell for cell in range(CELLS)}, {}, 0
+    for number, line in enumerate(text.splitlines(), 1):
         code = line.partition("//")[0].strip()
         if found := re.fullmatch(r"assign (\w+) = ([^;]+);", code):
             require(found[1] not in driven, number, f"{found[1]} is driven twice")
@@ -572,20 +584,23 @@ def read_netlist(path: Path) -> Circuit:
             driven[found[1]] = number, found[2]
         else:
             require(bool(re.fullmatch(r"(module life\(.*\);|wire .*;|endmodule)?", code)), number, "cannot be understood")
-    require("y" in driven, len(lines), "nothing drives y")
-    signal |= {name: CELLS + i for i, name in enumerate(driven)}
+    require("y" in driven, number, "nothing drives y")
+    signal |= {wire: CELLS + i for i, wire in enumerate(driven)}
+    readable = {text.replace("b", "a"): gate for gate, text in enumerate(EXPRESSIONS)}  # a gate may read one signal twice
+    readable |= {text: gate for gate, text in enumerate(EXPRESSIONS)}
     gates = {}
-    for name, (number, text) in driven.items():
-        used = [*dict.fromkeys(re.findall(r"\w+", text))]
+    for wire, (number, expression) in driven.items():
+        used = [*dict.fromkeys(re.findall(r"\w+", expression))]
         for one in used:
             require(one in signal, number, f"nothing drives {one}")
-        form = re.sub(r"\w+", lambda one, used=used: "abc"[min(used.index(one[0]), 2)], text)
-        require(form in readable, number, f"{text} is no gate of two signals")
-        gates[signal[name]] = readable[form], signal[used[0]], signal[used[-1]]
+        form = re.sub(r"\w+", lambda one, used=used: "abc"[min(used.index(one[0]), 2)], expression)
+        require(form in readable, number, f"{expression} is no gate of two signals")
+        gates[signal[wire]] = readable[form], signal[used[0]], signal[used[-1]]
+    gate, first, _ = gates[signal["y"]]
     try:
-        return assemble(gates, signal["y"])
+        return assemble(gates, first if gate == GATE_A else signal["y"])
     except ValueError as error:
-        number = next(number for name, (number, _) in driven.items() if signal[name] == error.args[0])
+        number = next(number for wire, (number, _) in driven.items() if signal[wire] == error.args[0])
         require(False, number, "this gate is on a cycle, or reads from one")
 
 
@@ -1475,6 +1490,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(flag: str, folder: Path) -> None:
+    """Raise UsageError unless a file can be made in the folder; a missing folder is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UsageError(f"{flag} {folder}: cannot write there ({error.strerror}); choose another place") from None
+
+
 def interleaved_medians(arms: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Seconds a call of each arm, medians over rounds in which all arms take turns; two rounds more pay for pages and kernels."""
     times = {name: [] for name in arms}
@@ -1523,6 +1549,42 @@ def train_on_life(
     finite = finite.T.cpu().numpy()
     diverged = np.where(finite.all(1), np.nan, finite.argmin(1))
     return {"loss": exact.T.cpu().numpy(), "diverged": diverged, "output": output.detach().cpu().numpy()}
+
+
+def train_until_exact(network: GateNetwork, seeds: Sequence[int], config: dict, found: Callable[[int], None]) -> list[dict]:
+    """Train S wired networks with AdamW until each, once hardened, is right on all 512 neighbourhoods. config: `lr`, `decay`,
+    `steps`, `batch` (drawn from the 512 in turn, in a new order each time round; a divisor of 512). Every 20 steps all are checked,
+    and found(row) is called where one is right for the first time. Returns for each seed, up to then: `exact`, `steps_to_exact`,
+    `soft_loss`, the fewest neighbourhoods that were wrong, `least_wrong`, and how many were wrong once hardened when the soft
+    network was first right, `wrong_when_soft_is_right` (NaN if never)."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=config["lr"], weight_decay=config["decay"], betas=(0.9, 0.99))
+    cells, target = (torch.from_numpy(array).to(Runtime.device) for array in (NEIGHBOURHOODS, LIFE))
+    every, streams, batch = cells.T.expand(len(seeds), *cells.T.shape), [stream(seed, "order") for seed in seeds], config["batch"]
+    start = {"exact": 0.0, "steps_to_exact": math.nan, "least_wrong": math.inf, "wrong_when_soft_is_right": math.nan}
+    results = [dict(start) for _ in seeds]
+    for step in range(config["steps"] + 1):
+        if step % 20 == 0:
+            with torch.no_grad():
+                soft, hard = network(every), network.hardened(every)
+            losses, soft_wrong = (soft - target).square().mean(1).tolist(), ((soft > 0.5) != (target > 0.5)).sum(1).tolist()
+            for row, wrong in enumerate((hard != target).sum(1).tolist()):
+                if (result := results[row])["exact"]:
+                    continue
+                result |= {"soft_loss": losses[row], "least_wrong": min(result["least_wrong"], wrong)}
+                if soft_wrong[row] == 0 and math.isnan(result["wrong_when_soft_is_right"]):
+                    result["wrong_when_soft_is_right"] = wrong
+                if wrong == 0:
+                    result |= {"exact": 1.0, "steps_to_exact": step}
+                    found(row)
+        if all(result["exact"] for result in results):
+            break
+        if (first := step * batch % 512) == 0:
+            order = torch.from_numpy(np.stack([rng.permutation(512) for rng in streams])).to(cells.device)  # (S, 512)
+        drawn = order[:, first : first + batch]
+        optimizer.zero_grad()
+        (network(cells[drawn].mT.contiguous()) - target[drawn]).square().mean(1).sum().backward()
+        optimizer.step()
+    return results
 
 
 # %% 11 Statistics
@@ -2378,6 +2440,84 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
     return Figure(kind, figure, finding, columns)
 
 
+def circuit_figure(circuit: Circuit, kind: str, finding: str, texts: Sequence[tuple[str, str]]) -> Figure:
+    """A circuit from left to right: the cells as the 3 x 3 block they are, gates in columns by depth, the output. A ring where a
+    wire ends inverts what the gate reads, one behind a gate its result. A wire has the colour of its source."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
+
+    plt, gates, depth, last = pyplot(), circuit.numbered(), [0] * CELLS, {}  # last: the last column that reads a signal
+    for signal, (_, first, second) in gates.items():
+        depth.append(1 + max(depth[first], depth[second]))
+        last |= {operand: max(depth[signal], last.get(operand, 0)) for operand in (first, second)}
+    end = last[circuit.output] = max(depth) + 1
+    height = {(cell, 0): 1.2 - 1.2 * (cell // 3) - 0.4 * (cell % 3 - 1) for cell in range(CELLS)}  # slanted: wires pass the boxes
+    for column in range(1, end):  # gates, and lanes for wires that cross the column, in the order of where they come from
+        origin = {s: height[s, column - 1] for s in range(len(depth)) if depth[s] < column < last.get(s, 0)}
+        origin |= {s: sum(height[i, column - 1] for i in gates[s][1:]) / 2 for s in gates if depth[s] == column}
+        order = sorted(origin, key=origin.get)
+        room = np.array([0.9 if depth[s] == column else 0.3 for s in order])
+        height |= {(s, column): y for s, y in zip(order, room.cumsum() - room / 2 - room.sum() / 2, strict=True)}
+    figure = plt.figure(figsize=(0.9 * end + 1.8, 0.75 * np.ptp(list(height.values())) + 1.6), layout="none")
+    axes = figure.add_axes((0, 0, 1, 0.93))
+    axes.axis("off")
+
+    def ring(x: float, y: float, source: int) -> None:
+        axes.plot(x, y, "o", markersize=6, markerfacecolor="white", color=f"C{source % 10}", zorder=4)
+
+    def wire(source: int, column: int, x: float, y: float, inverted: bool = False) -> None:
+        start = column + 0.2 if column else 0.45 * (source % 3) - 0.9, height[source, column]
+        bends = [start, (x - 0.3, start[1]), (start[0] + 0.3, y), (x, y)]
+        axes.add_patch(PathPatch(Curve(bends, [1, 4, 4, 4]), fill=False, edgecolor=f"C{source % 10}", linewidth=0.9))
+        if inverted:
+            ring(x, y, source)
+
+    def label(x: float, y: float, text: str, shape: str) -> None:
+        axes.text(x, y, text, ha="center", va="center", fontsize=13, bbox={"facecolor": "white", "boxstyle": shape}, zorder=3)
+
+    for (signal, column), y in height.items():
+        if depth[signal] < column:
+            wire(signal, column - 1, column - 0.2, y)
+            axes.plot((column - 0.2, column + 0.2), (y, y), color=f"C{signal % 10}", linewidth=0.9)
+    for signal, (gate, first, second) in gates.items():
+        x, y, text = depth[signal], height[signal, depth[signal]], EXPRESSIONS[gate]
+        above = 0.15 if height[first, x - 1] > height[second, x - 1] else -0.15
+        wire(first, x - 1, x - 0.28, y + above, "~a" in text)
+        wire(second, x - 1, x - 0.28, y - above, "~b" in text)
+        label(x, y, next((name for symbol, name in (("&", "AND"), ("|", "OR"), ("^", "XOR")) if symbol in text), "NOT"), "round")
+        if "~(" in text:
+            ring(x + 0.3, y, signal)
+    wire(circuit.output, end - 1, end, height[circuit.output, end - 1])
+    label(end, height[circuit.output, end - 1], "next", "square")
+    for cell in range(CELLS):
+        label(0.45 * (cell % 3) - 1.0, height[cell, 0], f"x{cell}", "square")
+    figure.suptitle(textwrap.fill(finding, int(11 * figure.get_size_inches()[0])), fontsize=12)
+    columns = dict(zip(("gate", "first", "second"), zip(*circuit.gates, strict=True), strict=True)) if circuit.gates else {}
+    return Figure(kind, figure, finding, columns, texts)
+
+
+def save_boards(boards: Sequence[np.ndarray], path: Path) -> None:
+    """Boards [H, W] bool, a frame each, as an animation (.gif), or eight of them side by side in a picture (.png). UsageError for
+    another suffix and for a place where no file can be written."""
+    plt = pyplot()
+    if path.suffix not in (".gif", ".png"):
+        raise UsageError(f"--save {path}: name a file that ends in .gif or .png")
+    check_writable("--save", path.parent)
+    shown = boards if path.suffix == ".gif" else [boards[i] for i in np.linspace(0, len(boards) - 1, 8).astype(int)]
+    figure, grid = plt.subplots(1, 1 if path.suffix == ".gif" else len(shown), squeeze=False, figsize=(16, 2.2))
+    images = [axes.imshow(board, cmap="gray_r", vmin=0, vmax=1) for axes, board in zip(grid.flat, shown, strict=False)]
+    for axes in grid.flat:
+        axes.axis("off")
+    if path.suffix == ".gif":
+        from matplotlib.animation import FuncAnimation, PillowWriter
+
+        figure.set_size_inches(5, 5 * boards[0].shape[0] / boards[0].shape[1])
+        FuncAnimation(figure, lambda i: images[0].set_data(boards[i]), len(boards)).save(path, PillowWriter(fps=10))
+    else:
+        figure.savefig(path)
+    plt.close(figure)
+
+
 def save_figure(figure: Figure, stem: Path) -> None:
     """Write STEM.png, with the figure's numbers STEM.csv, and its texts."""
     image = io.BytesIO()
@@ -2584,17 +2724,6 @@ def read_logbook(logbook: Path) -> str:
     if text.count(INDEX_START) != 1 or text.count(INDEX_END) != 1 or not text.startswith(LOGBOOK_TITLE):
         raise UsageError(f"--logbook {logbook}: not a logbook, or its index was cut; restore it or name another file")
     return text
-
-
-def check_writable(flag: str, folder: Path) -> None:
-    """Raise UsageError unless a file can be made in the folder; a missing folder is made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"{flag} {folder}: cannot write there ({error.strerror}); choose another place") from None
 
 
 def arms_columns(experiment: Experiment, run: Run) -> dict[str, Sequence]:
