@@ -55,6 +55,27 @@ EFFECTS = {
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
     "exp_gin_emulation": {"start": ("hand", {})},
     "exp_complexity": {"model": ("path", {}), "nodes": (5, {}), "edge_dim": (3, {}), "dim": (4, {}), "heads": (4, {})},
+    "exp_logic_relu": {
+        "model": ("relu-gates", {}), "hidden": ((7, 5), {}), "batch": (8, {}), "lr": (0.2, {}), "steps": (25, {}),
+        "alive": (0.5, {}), "spread": (0.1, {}),
+    },
+    "exp_logic_gates": {
+        "gates": ("two", {}), "lr": (0.2, {}), "start": ("uniform", {}), "alive": (0.5, {}), "hidden": ((7, 5), {}),
+        "batch": (8, {}), "steps": (25, {}),
+    },
+    "exp_logic_blowup": {
+        "kind": ("sum-1", {}), "fix": ("uniform-inputs", {}), "lr": (0.2, {}), "batch": (32, {}), "width": (5, {}), "steps": (25, {}),
+    },
+    "exp_logic_circuit": {
+        "form": ("table", {}), "width": (10, {}), "depth": (2, {}), "lr": (0.2, {}), "decay": (0.5, {}), "batch": ("8", {}),
+        "pass_through": (0.8, {}), "steps": (60, {}),
+        "patience": (6, {"form": "table", "width": 128, "depth": 8, "steps": 2000, "patience": 0}),
+    },
+    "exp_logic_speed": {
+        "part": ("layer", {}), "network": ("dense", {}), "rounds": (2, {}), "units": (8, {"part": "layer"}),
+        "batch": (4, {"part": "layer"}), "board": (8, {"part": "boards"}), "steps": (40, {"part": "boards"}),
+        "patience": (3, {"part": "boards"}),
+    },
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {
