@@ -118,7 +118,7 @@ CLAIMS = [
     Claim("0.05 helps: it blows up less", "half-lr", [rate("blew_up", (ANY_BELOW, 0), {}, kind="half-lr")]),
     *(Claim(f"{k}: 8 or 9 live cells start it (our question)", WHY, [rate("crowded", SOME, kind=k)]) for k in KINDS),
     Claim("a sum that divides is below 0.1 (our question)", "sum-1", [Check("least_sum", (ANY_BELOW, 0.1), {"kind": "sum-1"})]),
-    Claim("uniform-inputs: such a neighbourhood starts none (our question)", WHY, [rate("crowded", FEW, kind=k, fix="uniform-inputs") for k in KINDS]),
+    Claim("uniform-inputs: none so (our question)", WHY, [rate("crowded", FEW, kind=k, fix="uniform-inputs") for k in KINDS]),
     *(Claim(f"{fix}: later, or not at all (our question)", WHY, [Check("onset", (1.2, ANY_ABOVE), {"fix": fix}, {}, "ratio")])
       for fix in ("uniform-inputs", "without-crowded")),
     Claim("gradient-clip: none blows up (our question)", WHY, [rate("blew_up", FEW, kind=k, fix="gradient-clip") for k in KINDS]),

@@ -19,9 +19,8 @@ import torch
 import core
 from core import ANY_ABOVE, Check, Claim, Flag, at_least, one_of
 
-PARTS = ("stack", "layer", "boards")
 FLAGS = [
-    Flag("part", one_of(*PARTS), PARTS, "stacked training; a step of one layer; boards"),
+    Flag("part", one_of("stack", "layer", "boards"), ("stack", "layer", "boards"), "stacked training; a step of one layer; boards"),
     Flag("network", one_of("wired", "dense"), ("wired", "dense"), "8 layers of 128 wired gates, or the journal's [9, 48, 48, 1]"),
     Flag("units", at_least(5), (128, 1024), "units of the layer, and its inputs"),
     Flag("batch", at_least(1), (512, 64), "inputs of the layer at once"),
@@ -67,8 +66,7 @@ def layer(config: dict, seed: int) -> dict:
     wires = core.draw_wires(units, units, rng)
     weight = torch.from_numpy(rng.standard_normal((1, units, 16), np.float32))
     fused = core.GateLayer(core.WiredOperands(wires[None], units), core.GateMixture(weight, form="softmax"))
-    x = torch.from_numpy(rng.random((1, units, batch), np.float32)).requires_grad_()
-    logits = weight[0].clone().requires_grad_()
+    x, logits = torch.from_numpy(rng.random((1, units, batch), np.float32)).requires_grad_(), weight[0].clone().requires_grad_()
 
     def literal() -> torch.Tensor:
         """As the paper prints it: every gate of the two inputs, then their weighted sum."""
@@ -145,8 +143,7 @@ def headline(run: core.Run) -> str:
 
 def figures(run: core.Run) -> list[core.Figure]:
     arms = core.by_arm(run, [f"time_{name}" for name in RATIOS])
-    kept = {arm: {m: v for m, v in row.items() if np.isfinite(v).all()} for arm, row in arms.items()}
-    rows = {arm: {m.removeprefix("time_"): v for m, v in row.items()} for arm, row in kept.items()}
+    rows = {arm: {m[5:]: values for m, values in row.items() if np.isfinite(values).all()} for arm, row in arms.items()}
     return [core.dots_figure(rows, "ratios", headline(run).capitalize(), "times as fast", "log", {"equal": 1.0})]
 
 

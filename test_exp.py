@@ -64,7 +64,8 @@ EFFECTS = {
         "batch": (8, {}), "steps": (25, {}),
     },
     "exp_logic_blowup": {
-        "kind": ("sum-1", {}), "fix": ("uniform-inputs", {}), "lr": (0.2, {}), "batch": (32, {}), "width": (5, {}), "steps": (25, {}),
+        "kind": ("sum-1", {}), "fix": ("uniform-inputs", {}), "lr": (0.2, {}), "batch": (32, {}), "width": (5, {}),
+        "steps": (25, {}),
     },
     "exp_logic_circuit": {
         "form": ("table", {}), "width": (10, {}), "depth": (2, {}), "lr": (0.2, {}), "decay": (0.5, {}), "batch": ("8", {}),
