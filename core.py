@@ -411,11 +411,11 @@ def neighbourhood_chances(alive: float) -> np.ndarray:
 
 
 def best_losses(alive: float) -> dict[str, float]:
-    """Exact mean squared errors, under `neighbourhood_chances`, of always 0 and of the best constant, linear, quadratic and cubic
-    predictor of a cell's next state: the losses at which a network stops that does no better."""
+    """Exact mean squared errors, under `neighbourhood_chances`, of always 0 and of the best polynomials of degree 0 to 4 for a
+    cell's next state: the losses at which a network stops that does no better."""
     chance, features = neighbourhood_chances(alive), np.ones((512, 0))
     found, root = {"always 0": float(chance @ LIFE)}, np.sqrt(chance)
-    for degree, name in enumerate(("the mean", "linear", "quadratic", "cubic")):
+    for degree, name in enumerate(("the mean", "linear", "quadratic", "cubic", "quartic")):
         products = [NEIGHBOURHOODS[:, list(cells)].prod(1) for cells in itertools.combinations(range(9), degree)]
         features = np.column_stack([features, *products])
         fit = np.linalg.lstsq(features * root[:, None], LIFE * root, rcond=None)[0]
@@ -2311,7 +2311,7 @@ def add_legend(figure, finding: str) -> None:
     figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
 
 
-LEVELS = ("--", ":", "-.", (0, (1, 4)), (0, (8, 3, 1, 3, 1, 3)))  # line styles
+LEVELS = ("--", ":", "-.", (0, (1, 4)), (0, (8, 3, 1, 3, 1, 3)), (0, (10, 4)))  # line styles
 
 
 def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str, log: bool = False,

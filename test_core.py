@@ -727,7 +727,12 @@ def test_losses_of_simple_predictors(alive):
     on = float(chance @ core.LIFE)
     assert found["always 0"] == pytest.approx(on) and found["the mean"] == pytest.approx(on * (1 - on))
     bits = core.NEIGHBOURHOODS.astype(np.float64)
-    for name, degree in (("linear", 1), ("quadratic", 2), ("cubic", 3)):  # an orthonormal basis of the products, bit by bit
+    for name, degree in (
+        ("linear", 1),
+        ("quadratic", 2),
+        ("cubic", 3),
+        ("quartic", 4),
+    ):  # an orthonormal basis of the products, bit by bit
         scaled = (bits - alive) / math.sqrt(alive * (1 - alive))
         basis = [scaled[:, list(c)].prod(1) for k in range(degree + 1) for c in itertools.combinations(range(9), k)]
         explained = sum(float(chance @ (column * core.LIFE)) ** 2 for column in basis)
