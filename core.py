@@ -1087,7 +1087,8 @@ class TruthTables(nn.Module):
 
     def coefficients(self) -> Tensor:
         """[S, n, 4]."""
-        return torch.bmm(self.logits.sigmoid(), FROM_CORNERS.to(self.logits).expand(len(self.logits), -1, -1))
+        corners = self.logits.double().sigmoid().to(self.logits)  # in float32 the last bit hangs on the place in the array
+        return torch.bmm(corners, FROM_CORNERS.to(self.logits).expand(len(self.logits), -1, -1))
 
     def hardened(self) -> Tensor:
         """Number in GATES of each unit's nearest truth table: [S, n]."""
@@ -1566,7 +1567,8 @@ def train_until_exact(network: GateNetwork, seeds: Sequence[int], config: dict, 
         if step % 20 == 0:
             with torch.no_grad():
                 soft, hard = network(every), network.hardened(every)
-            losses, soft_wrong = (soft - target).square().mean(1).tolist(), ((soft > 0.5) != (target > 0.5)).sum(1).tolist()
+            losses = (soft - target).square().cpu().numpy().mean(1).tolist()  # NumPy's, the same to the bit in any company
+            soft_wrong = ((soft > 0.5) != (target > 0.5)).sum(1).tolist()
             for row, wrong in enumerate((hard != target).sum(1).tolist()):
                 if (result := results[row])["exact"]:
                     continue

@@ -915,6 +915,252 @@ def test_a_diverged_network_is_told_and_harms_no_other():
     np.testing.assert_array_equal(both["loss"][0], calm["loss"][0])
 
 
+# circuits
+
+
+def random_circuit(gates, rng):
+    """Any gates of any earlier signals: constants, copies, equal and dead gates among them."""
+    first, second = ([int(rng.integers(core.CELLS + i)) for i in range(gates)] for _ in "ab")
+    numbers = rng.integers(16, size=gates).tolist()
+    return core.Circuit(list(zip(numbers, first, second, strict=True)), core.CELLS + gates - 1)
+
+
+def output_table(circuit):
+    return core.truth_tables(circuit)[circuit.output]
+
+
+def full_adder_life():
+    """Life by hand, from adders: a circuit that no code here made."""
+    gates = []
+
+    def gate(name, a, b):
+        gates.append((core.GATES.index(name), a, b))
+        return core.CELLS + len(gates) - 1
+
+    def add(a, b, c):
+        half = gate("XOR", a, b)
+        return gate("XOR", half, c), gate("OR", gate("AND", a, b), gate("AND", half, c))
+
+    ones, twos = zip(*(add(*cells) for cells in ((0, 1, 2), (3, 5, 6))), strict=True)
+    sum_of_rest, carry = gate("XOR", 7, 8), gate("AND", 7, 8)
+    one, two = add(*ones, sum_of_rest)
+    low, high = add(*twos, carry)  # twos: low counts them modulo 2
+    two_is_odd = gate("XOR", low, two)
+    fours = gate("OR", high, gate("AND", low, two))
+    exactly_2_or_3 = gate("A AND NOT B", two_is_odd, fours)
+    return core.Circuit(gates, gate("AND", exactly_2_or_3, gate("OR", one, 4))) if gates else None
+
+
+def test_gates_of_values_are_their_truth_tables():
+    a, b = np.array([False, False, True, True]), np.array([False, True, False, True])
+    for number in range(16):
+        expected = [bool(number >> bit & 1) for bit in (3, 2, 1, 0)]
+        assert core.apply_gate(number, a, b).tolist() == expected
+        words = core.apply_gate(number, core.pack(a), core.pack(b))
+        assert core.unpack(words, 4).tolist() == expected
+        torch.testing.assert_close(core.truth_table(torch.tensor(number)), torch.tensor(expected).float())
+
+
+def test_life_from_adders_is_life():
+    np.testing.assert_array_equal(output_table(full_adder_life()), core.LIFE == 1)
+
+
+PASSES = {
+    "dead": lambda circuit: core.assemble(circuit.numbered(), circuit.output),
+    "constants": lambda circuit: core.fold(circuit, copies=False),
+    "copies": core.fold,
+    "equal": core.merge_equal,
+    "substituted": lambda circuit: core.substitute(core.fold(circuit), np.random.default_rng(0)),
+    "walked": lambda circuit: core.random_walk(core.fold(circuit), 30, np.random.default_rng(0)),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_each_pass_keeps_the_output_and_adds_no_gate(name):
+    shrunk = 0
+    for seed in range(40):
+        circuit = random_circuit(int(np.random.default_rng(seed).integers(1, 40)), np.random.default_rng(seed))
+        smaller = PASSES[name](circuit)
+        np.testing.assert_array_equal(output_table(smaller), output_table(circuit))
+        assert all(max(gate[1:]) < signal for signal, gate in smaller.numbered().items())
+        assert len(smaller.gates) <= len(circuit.gates)
+        shrunk += len(smaller.gates) < len(circuit.gates)
+    assert shrunk > 20
+
+
+def test_folding_leaves_no_constant_copy_or_inverter():
+    for seed in range(40):
+        circuit = core.fold(random_circuit(60, np.random.default_rng(seed)))
+        needless = [gate for gate, _, _ in circuit.gates if gate in (0, 3, 5, 10, 12, 15)]
+        assert not needless or len(circuit.gates) == 1  # an output that is constant or an inverted cell
+        assert all(first != second for gate, first, second in circuit.gates) or len(circuit.gates) == 1
+
+
+def test_equal_and_complementary_gates_become_one():
+    gates = [(6, 0, 1), (9, 1, 0), (6, 0, 1), (1, 9, 2), (2, 2, 10), (7, 12, 13)]  # XOR, XNOR, XOR; both halves are the same AND
+    circuit = core.merge_equal(core.Circuit(gates, 14))
+    assert [gate for gate, _, _ in circuit.gates] == [6, 1]
+
+
+def test_simplifying_life_from_adders_finds_no_more_than_it_had_and_tells_each_pass():
+    circuit = full_adder_life()
+    padded = core.Circuit([*circuit.gates, (1, circuit.output, 0), (7, circuit.output, len(circuit.gates) + core.CELLS)],
+                          circuit.output + 2)  # y OR (y AND x0) is y  # fmt: skip
+    small, left = core.simplify(padded, 50, np.random.default_rng(0))
+    assert [*left] == ["hardened", *PASSES] and left["hardened"] == len(padded.gates) and left["walked"] == len(small.gates)
+    assert sorted(left.values(), reverse=True) == [*left.values()] and len(small.gates) <= len(circuit.gates)
+    np.testing.assert_array_equal(output_table(small), core.LIFE == 1)
+
+
+def test_a_pass_that_breaks_the_circuit_is_caught(monkeypatch):
+    monkeypatch.setattr(core, "merge_equal", lambda circuit: core.Circuit([(1, 0, 1)], 9))
+    with pytest.raises(ArithmeticError, match="equal"):
+        core.simplify(full_adder_life(), 5, np.random.default_rng(0))
+
+
+def test_replacements_are_what_the_search_promises():
+    """Every gain that a search tells is the number of gates that disappear, at the least, and the output stays."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        circuit = core.fold(random_circuit(40, rng))
+        found = core.Resubstitution(circuit)
+        for number in circuit.numbered():
+            outer = None if number % 2 else (int(rng.choice(core.AND_OR_XOR)), int(rng.integers(len(found.value))))
+            gain, table = found.search(number, outer)
+            if gain.max() > -99:
+                changed = found.replace(number, gain, table, outer, rng)
+                np.testing.assert_array_equal(output_table(changed), output_table(circuit))
+                # one gate is left of an output that is constant or an inverted cell
+                assert len(changed.gates) <= max(len(circuit.gates) - gain.max(), 1)
+
+
+def test_a_hardened_network_is_its_circuit():
+    for form in ("softmax", "table"):
+        network = core.wired_gate_network((9, 12, 7, 4, 2, 1), [3, 4], form, 0.6)
+        for layer in network:
+            weight = next(layer.gates.parameters())
+            weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(weight)))
+        hard = network.hardened(all_cells(2))
+        for row in range(2):
+            np.testing.assert_array_equal(output_table(core.hardened_circuit(network, row)), hard[row].numpy() == 1)
+
+
+def test_text_and_code_say_what_the_circuit_does(tmp_path):
+    for seed in range(10):
+        circuit = core.fold(random_circuit(30, np.random.default_rng(seed)))
+        path = tmp_path / "net.v"
+        path.write_text(core.netlist(circuit, "a comment"))
+        np.testing.assert_array_equal(output_table(core.read_netlist(path)), output_table(circuit))
+        lines = path.read_text().splitlines()
+        shuffled = [*lines[:3], *reversed(lines[3:-1]), lines[-1]]
+        np.testing.assert_array_equal(output_table(core.parse_netlist("\n".join(shuffled))), output_table(circuit))
+        names = {}
+        exec(core.numpy_code(circuit), names)
+        np.testing.assert_array_equal(names["next_cell"](*core.NEIGHBOURHOODS.T.astype(bool)), output_table(circuit))
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "wrong"),
+    [
+        (["assign y = x0 & x1"], 1, "cannot be understood"),
+        (["hello"], 1, "cannot be understood"),
+        (["assign y = x0 & x1;", "assign y = x2;"], 2, "y is driven twice"),
+        (["assign x3 = x0;", "assign y = x3;"], 1, "x3 is a cell"),
+        (["assign y = g0 | x1;"], 1, "nothing drives g0"),
+        (["assign y = x9;"], 1, "nothing drives x9"),
+        (["assign g0 = x0;"], 1, "nothing drives y"),
+        ([], 0, "nothing drives y"),
+        (["assign y = (x0 & x1) | x2;"], 1, "no gate of two signals"),
+        (["assign y = x0 & x1 & x2;"], 1, "no gate of two signals"),
+        (["assign y = 1'b1;"], 1, "nothing drives 1"),
+        (["assign y = ~;"], 1, "no gate of two signals"),
+        (["// a loop", "assign g0 = g1 & x0;", "assign g1 = g0 | x1;", "assign y = g1;"], 2, "cycle"),
+        (["assign g0 = g0 ^ x1;", "assign y = g0 & x2;"], 1, "cycle"),
+        (["assign y = y;"], 1, "cycle"),
+    ],
+)
+def test_a_malformed_netlist_is_one_line(lines, line, wrong, tmp_path):
+    path = tmp_path / "net.v"
+    path.write_text("\n".join(lines))
+    with pytest.raises(core.UsageError) as caught:
+        core.read_netlist(path)
+    message = str(caught.value)
+    assert f"--netlist {path}, line {line}: " in message and wrong in message and "\n" not in message
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_netlist_that_cannot_be_read_is_one_line(content, tmp_path):
+    path = tmp_path / "net.v"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(core.UsageError, match="cannot be read"):
+        core.read_netlist(path)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (20, 63), (33, 64), (20, 65), (70, 200), (5, 128)])
+def test_packed_boards_run_as_convolution_says(height, width):
+    board = np.random.default_rng(width).random((height, width)) < 0.4
+    packed = core.PackedLife(full_adder_life(), board)
+    packed.strip_words = 16  # several strips
+    np.testing.assert_array_equal(packed.board(), board)
+    for _ in range(100):
+        packed.step()
+        board = core.convolution_step(board)
+        np.testing.assert_array_equal(packed.board(), board)
+    with pytest.raises(ValueError):
+        core.PackedLife(full_adder_life(), np.zeros((2, 64), bool))
+
+
+def test_known_patterns_do_what_they_are_known_for():
+    def run(name, height, width, generations):
+        life, boards = core.PackedLife(full_adder_life(), core.pattern_board(name, height, width)), []
+        for _ in range(generations + 1):
+            boards.append(life.board())
+            life.step()
+        return boards
+
+    blinker = run("blinker", 8, 8, 2)
+    assert (blinker[2] == blinker[0]).all() and (blinker[1] != blinker[0]).any()
+    glider = run("glider", 10, 70, 40)
+    for generation in range(0, 37, 4):  # a cell down and right every four, around the edges
+        np.testing.assert_array_equal(glider[generation + 4], np.roll(glider[generation], (1, 1), (0, 1)))
+    gun = run("gosper-gun", 60, 80, 120)
+    assert [int(gun[generation + 30].sum() - gun[generation].sum()) for generation in (0, 30, 60)] == [5, 5, 5]
+    np.testing.assert_array_equal(gun[30][:11, :38], gun[60][:11, :38])  # the gun itself has period 30
+    with pytest.raises(ValueError):
+        core.pattern_board("gosper-gun", 9, 70)
+
+
+def test_a_board_is_shown_two_rows_a_line():
+    assert core.show(np.array([[1, 0, 1], [0, 0, 1], [1, 1, 0]], bool)) == "▀ █\n▀▀ "
+
+
+def test_boards_are_saved_as_a_strip_or_an_animation(tmp_path):
+    boards = [core.pattern_board("glider", 10, 12)] * 9
+    core.save_boards(boards, tmp_path / "life.gif")
+    core.save_boards(boards, tmp_path / "life.png")
+    assert (tmp_path / "life.gif").read_bytes()[:3] == b"GIF" and (tmp_path / "life.png").read_bytes()[1:4] == b"PNG"
+    with pytest.raises(core.UsageError, match="--save"):
+        core.save_boards(boards, tmp_path / "life.txt")
+
+
+def test_wired_networks_learn_an_easy_life_exactly(monkeypatch):
+    """The next state made to be x0 XOR x1: a shallow network finds it, and says when."""
+    monkeypatch.setattr(core, "LIFE", (core.NEIGHBOURHOODS[:, 0] != core.NEIGHBOURHOODS[:, 1]).astype(np.float32))
+    seeds, rows = [3, 4, 5], []
+    network = core.wired_gate_network((9, 40, 20, 10, 5, 3, 2, 1), seeds, "table", 0.9)
+    config = {"lr": 0.1, "decay": 0.01, "batch": 64, "steps": 1500}
+    results = core.train_until_exact(network, seeds, config, rows.append)
+    exact = [row for row in range(3) if results[row]["exact"]]
+    assert exact and sorted(rows) == exact
+    for result in results:
+        assert result["exact"] == float(result["least_wrong"] == 0) == float(result["steps_to_exact"] % 20 == 0)
+    alone = core.train_until_exact(
+        core.wired_gate_network((9, 40, 20, 10, 5, 3, 2, 1), [4], "table", 0.9), [4], config, rows.append
+    )
+    assert alone[0] == results[1] and results[1]["exact"]
+
+
 # losses and metrics
 
 
