@@ -51,12 +51,13 @@ def trial(config: dict, seeds: list[int]) -> list[dict]:
         result |= {"time_cpu_seconds": seconds, "inexact": 1 - result["exact"], "netlist": np.array([""])}
         result["exact_in_1500"] = float(result["steps_to_exact"] <= 1500)
         result |= dict.fromkeys([f"gates_{name}" for name in PASSES] + ["boards_right", "time_simplify"], np.nan)
-        if config["patience"] and row in circuits:
-            started = time.process_time()
-            small, left = core.simplify(circuits[row], config["patience"], core.stream(seed, "test"))
+        if config["patience"]:
+            started, circuit = time.process_time(), circuits.get(row) or core.hardened_circuit(network, row)
+            small, left = core.simplify(circuit, config["patience"], core.stream(seed, "test"))
             result |= {f"gates_{name}": float(count) for name, count in left.items()}
             result |= {"time_simplify": time.process_time() - started, "boards_right": float(runs_boards(small, seed))}
-            result["netlist"] = np.array([core.netlist(small, f"Conway's Life, learned with seed {seed}")])
+            if result["exact"]:
+                result["netlist"] = np.array([core.netlist(small, f"Conway's Life, learned with seed {seed}")])
     return results
 
 
@@ -98,8 +99,7 @@ CLAIMS = [
 
 
 def headline(run: core.Run) -> str:
-    gates = [count for i in range(len(run.cells)) for count in run.values(i, "gates_walked") if count == count]
-    if gates:
+    if gates := [r["gates_walked"] for results in run.results for r in results if r["exact"] and r["gates_walked"] > 0]:
         return f"circuits of {min(gates):.0f} to {max(gates):.0f} gates, from {core.extremes(run, 'gates_hardened')}"
     return f"share of exact circuits: {core.extremes(run, 'exact')}"
 

@@ -117,7 +117,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     return [core.curves_figure(run, "loss", headline(run), lines, panels, "step", "loss, exact", True, every=EVERY, levels=levels)]
 
 
-SMOKE = {"steps": (20,), "hidden": ((6, 5),), "batch": (16,)}
+SMOKE = {"steps": (20,), "hidden": ((8, 8),), "batch": (16,)}
 METRICS = ["best_1500", "final", "best_600", "born_dead", "dead", "right", "on_top", "lowest_on_top", "highest"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, stack=8, seeds=16)
 

@@ -20,6 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import core
 import exp_coloring_edges as coloring
 import exp_content_ceiling
+import exp_logic_blowup as blowup
+import exp_logic_circuit as circuit
+import exp_logic_gates as gates
+import exp_logic_relu as relu
 import exp_masking as masking
 import exp_palindrome as palindrome
 import exp_pattern_stats
@@ -56,7 +60,7 @@ EFFECTS = {
     "exp_gin_emulation": {"start": ("hand", {})},
     "exp_complexity": {"model": ("path", {}), "nodes": (5, {}), "edge_dim": (3, {}), "dim": (4, {}), "heads": (4, {})},
     "exp_logic_relu": {
-        "model": ("relu-gates", {}), "hidden": ((7, 5), {}), "batch": (8, {}), "lr": (0.2, {}), "steps": (25, {}),
+        "model": ("relu-gates", {}), "hidden": ((8, 6), {}), "batch": (8, {}), "lr": (0.2, {}), "steps": (25, {}),
         "alive": (0.5, {}), "spread": (0.1, {}),
     },
     "exp_logic_gates": {
@@ -70,11 +74,11 @@ EFFECTS = {
     "exp_logic_circuit": {
         "form": ("table", {}), "width": (10, {}), "depth": (2, {}), "lr": (0.2, {}), "decay": (0.5, {}), "batch": ("8", {}),
         "pass_through": (0.8, {}), "steps": (60, {}),
-        "patience": (6, {"form": "table", "width": 128, "depth": 8, "steps": 2000, "patience": 0}),
+        "patience": (0, {}),
     },
     "exp_logic_speed": {
         "part": ("layer", {}), "network": ("dense", {}), "rounds": (2, {}), "units": (8, {"part": "layer"}),
-        "batch": (4, {"part": "layer"}), "board": (8, {"part": "boards"}), "steps": (40, {"part": "boards"}),
+        "batch": (4, {"part": "layer"}), "board": (8, {"part": "boards"}), "steps": (200, {"part": "boards"}),
         "patience": (3, {"part": "boards"}),
     },
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
@@ -216,6 +220,11 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_complexity", ["--nodes", "8", "10000000"], "--nodes 10000000: needs about"),
         ("exp_complexity", ["--model", "path", "--dim", "8"], "--dim"),
         ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
+        ("exp_logic_circuit", ["--width", "128", "4"], "--width 4: so few units"),
+        ("exp_logic_gates", ["--gates", "four", "AND"], "--gates"),
+        ("exp_logic_gates", ["--hidden", "48,0"], "--hidden"),
+        ("exp_logic_relu", ["--model", "wired", "--spread", "0.1"], "--spread"),
+        ("exp_logic_speed", ["--part", "layer", "--board", "64"], "--board"),
         ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
         ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
         ("exp_palindrome", ["--nodes", "1"], "--nodes"),
@@ -870,3 +879,111 @@ def test_coloring_vectors_as_logarithms():
     plain, logarithms = script.Pairs(range(3, 5), 2), script.Pairs(range(3, 5), 2, "on")
     np.testing.assert_allclose(logarithms.vector.exp() - 1 / 144, plain.vector, atol=1e-6)
     np.testing.assert_array_equal(logarithms.hop, plain.hop)
+
+
+NETLIST = "assign g0 = x0 & ~x4;\nassign y = g0 ^ x8;\n"
+
+
+def test_play_shows_every_generation_under_the_netlist(tmp_path, capsys):
+    path = tmp_path / "net.v"
+    path.write_text(NETLIST)
+    assert circuit.main(["--play", "glider", "--netlist", str(path), "--generations", "3"]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("generation")] == [f"generation {i}" for i in range(4)]
+    life = core.PackedLife(core.parse_netlist(NETLIST), core.pattern_board("glider", 40, 64))
+    for _ in range(3):
+        life.step()
+    assert out.endswith(f"{core.show(life.board())}\ngeneration 3\n")
+    assert circuit.main(["--play", "blinker", "--netlist", str(path), "--save", str(tmp_path / "life.png")]) == 0
+    assert capsys.readouterr().out == "" and (tmp_path / "life.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "text", "named"),
+    [
+        (["--play", "glider"], "assign y = g0;", "line 1: nothing drives g0"),
+        (["--play", "glider"], "assign g0 = g0 & x1;\nassign y = g0;", "line 1: this gate is on a cycle"),
+        (["--play", "glider"], "not a netlist", "line 1: cannot be understood"),
+        (["--play", "puffer"], NETLIST, "--play"),
+        (["--play", "glider", "--generations", "0"], NETLIST, "--generations"),
+        (["--play", "glider", "--save", "life.bmp"], NETLIST, "--save life.bmp"),
+        (["--play", "glider", "--save", "/dev/null/life.gif"], NETLIST, "--save"),
+        (["--play", "glider", "--width", "8"], NETLIST, "--width"),
+    ],
+)
+def test_play_refuses_in_one_line(argv, text, named, tmp_path, capsys):
+    path = tmp_path / "net.v"
+    path.write_text(text)
+    assert circuit.main([*argv, "--netlist", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and named in error
+
+
+def test_the_recommended_network_is_exact_and_its_circuit_small_and_right():
+    config = smoke_cell(circuit, form="table", width=128, depth=8, steps=3000, patience=20)
+    (result,) = circuit.trial(config, [3])
+    assert result["exact"] == 1 and result["boards_right"] == 1 and result["least_wrong"] == 0
+    small = core.parse_netlist(str(result["netlist"][0]))
+    np.testing.assert_array_equal(core.truth_tables(small)[small.output], core.LIFE == 1)
+    assert result["gates_hardened"] == 128 * 8 + 127 > 4 * result["gates_walked"] and result["gates_walked"] == len(small.gates)
+    assert circuit.runs_boards(small, 0) and not circuit.runs_boards(core.parse_netlist(NETLIST), 0)
+
+
+def test_fixed_weights_are_rows_of_an_identity_and_stay():
+    network = relu.build({"model": "wired", "hidden": (20, 6)}, [3, 4])
+    for layer, (inputs, units) in zip(network, ((9, 20), (20, 6), (6, 1)), strict=True):
+        for weight in layer.operands.weight.unflatten(1, (2, -1)).flatten(0, 1):  # A and B of both seeds
+            assert weight.shape == (units, inputs) and (weight.sum(0) <= 1).all() and (weight.sum(1) <= 1).all()
+            assert weight.sum() == min(inputs, units) and set(weight.unique().tolist()) <= {0.0, 1.0}
+        assert not any(p.requires_grad for p in layer.operands.parameters()) and layer.gates.weight.requires_grad
+    assert not torch.equal(network[0].operands.weight[0], network[0].operands.weight[1])
+
+
+def test_a_relu_network_with_a_negative_last_bias_is_born_dead():
+    results = relu.trial(smoke_cell(relu, hidden=(9, 9), steps=30), [*range(12)])
+    assert {result["born_dead"] for result in results} == {0.0, 1.0} and all(result["dead_by_bias"] for result in results)
+    for result in results:
+        assert not result["born_dead"] or (result["dead"] and np.ptp(result["curve"]) == 0 and not result["died"])
+
+
+def test_losses_of_gates_are_told_at_the_journals_steps(monkeypatch):
+    monkeypatch.setattr(gates, "TOLD", (5, 20, 21))
+    monkeypatch.setattr(gates, "LEVEL", 0.2065)
+    config = smoke_cell(gates)
+    (result,) = gates.trial(config, [3])
+    network = core.dense_gate_network((9, *config["hidden"], 1), [3], gates.SETS[config["gates"]])
+    loss = core.train_on_life(network, [3], config)["loss"][0]
+    assert result["best_5"] == loss[:6].min() and result["best_20"] == result["best"] == loss.min() and np.isnan(result["best_21"])
+    below = [step for step in range(21) if loss[step] < 0.2065]
+    assert below and result["steps_to_level"] == below[0]
+
+
+def test_the_first_sign_of_a_blow_up():
+    calm = [1.0] * 150
+    assert blowup.first_sign(np.array([*calm, 3, 30, 300])) == 150
+    assert blowup.first_sign(np.array([*calm, 3, 1, 1, 5, 50])) == 153
+    assert blowup.first_sign(np.array([*calm, 1.0])) == 150
+
+
+def crowded_only(monkeypatch, **changes):
+    """A run of the blow-up's set-up on neighbourhoods that nearly all are crowded."""
+    monkeypatch.setitem(blowup.NOTEBOOK, "alive", 0.999)
+    return blowup.trial(smoke_cell(blowup, **changes), [3])[0]
+
+
+def test_left_out_neighbourhoods_do_not_train(monkeypatch):
+    assert np.ptp(crowded_only(monkeypatch, fix="without-crowded")["loss"]) < 1e-6 < np.ptp(crowded_only(monkeypatch)["loss"])
+
+
+def test_a_blow_up_is_told_with_what_started_it(monkeypatch):
+    result = crowded_only(monkeypatch, lr=60.0)
+    assert result["blew_up"] == 1 and result["onset"] <= 20 and result["live_cells"] == 9 and result["share"] > 0.9
+    calm = crowded_only(monkeypatch)
+    assert calm["blew_up"] == 0 and calm["onset"] == 20 and calm["crowded"] == 0
+    clipped = crowded_only(monkeypatch, lr=60.0, kind="weights-clipped")
+    assert clipped["largest_weight"] <= 1
+
+
+def test_a_clipped_gradient_moves_as_far_as_the_clip_allows(monkeypatch):
+    monkeypatch.setitem(blowup.FIXES["gradient-clip"], "clip", 1e-9)
+    assert np.ptp(blowup.trial(smoke_cell(blowup, fix="gradient-clip"), [3])[0]["loss"]) < 1e-7
