@@ -79,7 +79,7 @@ EFFECTS = {
     "exp_logic_speed": {
         "part": ("layer", {}), "network": ("dense", {}), "rounds": (2, {}), "units": (8, {"part": "layer"}),
         "batch": (4, {"part": "layer"}), "board": (8, {"part": "boards"}), "steps": (200, {"part": "boards"}),
-        "patience": (40, {"part": "boards", "steps": 200}),
+        "patience": (400, {"part": "boards", "steps": 200}),
     },
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
