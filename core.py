@@ -1037,22 +1037,24 @@ def truth_table(gate: Tensor) -> Tensor:
 
 
 class MixGates(torch.autograd.Function):
-    """c0 + c1 a + c2 b + c3 ab, unit by unit: a, b [S, n, B], c [S, n, 4] -> [S, n, B]."""
+    """c0 + c1 a + c2 b + c3 ab, unit by unit: operands [S, 2, n, B], which are a and b, and c [S, n, 4] -> [S, n, B]."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        ctx.save_for_backward(a, b, c)
-        c0, c1, c2, c3 = c[..., None].unbind(-2)  # addcmul is slow on what it must broadcast, products and sums are not
-        return (c1 * a).add_(c0).addcmul_(b, (c3 * a).add_(c2))
+    def forward(ctx, operands: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(operands, c)
+        (a, b), (c0, c1, c2, c3) = operands.unbind(1), c[..., None].unbind(-2)
+        return (c1 * a).add_(c0).addcmul_(b, (c3 * a).add_(c2))  # addcmul is slow on what it must broadcast, the others are not
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, b, c = ctx.saved_tensors
-        _, c1, c2, c3 = c[..., None].unbind(-2)
-        grad_a = grad * a
-        grad_c = torch.stack([grad.sum(-1), grad_a.sum(-1), (grad * b).sum(-1), (grad_a * b).sum(-1)], -1)
-        return (c3 * b).add_(c1).mul_(grad), (c3 * a).add_(c2).mul_(grad), grad_c
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        operands, c = ctx.saved_tensors
+        (a, b), (_, c1, c2, c3) = operands.unbind(1), c[..., None].unbind(-2)
+        grad_a, grad_operands = grad * a, torch.empty_like(operands)
+        grad_c = torch.stack([grad.sum(-1), grad_a.sum(-1), (grad * b).sum(-1), grad_a.mul_(b).sum(-1)], -1)
+        for part, other, slope in ((grad_operands[:, 0], b, c1), (grad_operands[:, 1], a, c2)):
+            torch.mul(c3, other, out=part).add_(slope).mul_(grad)
+        return grad_operands, grad_c
 
 
 class GateMixture(nn.Module):
@@ -1101,33 +1103,33 @@ def normal_weights(rngs: Sequence[np.random.Generator], *shape: int, spread: flo
 
 
 class DenseOperands(nn.Module):
-    """Trained operands, as in the journal: a = A x + a0, b = B x + b0, [S, m, B] -> [S, n, B] each, through `bound` where given.
-    Without `both` there is no b. weight [S, 2n, m] or [S, n, m], bias [S, 2n, 1] or [S, n, 1]."""
+    """Trained operands, as in the journal: a = A x + a0 and b = B x + b0, through `bound` where given: [S, m, B] -> [S, 2, n, B],
+    or [S, 1, n, B] for a alone. weight [S, 2n, m] or [S, n, m], bias [S, 2n, 1] or [S, n, 1], units n."""
 
-    def __init__(self, weight: Tensor, bias: Tensor, both: bool = True, bound: Callable[[Tensor], Tensor] | None = None):
+    def __init__(self, weight: Tensor, bias: Tensor, units: int, bound: Callable[[Tensor], Tensor] | None = None):
         super().__init__()
-        self.weight, self.bias, self.both, self.bound = nn.Parameter(weight), nn.Parameter(bias), both, bound
+        self.weight, self.bias, self.units, self.bound = nn.Parameter(weight), nn.Parameter(bias), units, bound
 
-    def forward(self, x: Tensor) -> Sequence[Tensor | None]:
+    def forward(self, x: Tensor) -> Tensor:
         if HAS_ONEDNN and x.device.type == "cpu" and self.weight[0].numel() >= 1 << 16:  # wide: twice as fast as MKL's bmm on AMD
             products = [OneDNNLinear.apply(w, one.mT, None) for w, one in zip(self.weight, x, strict=True)]
             operands = torch.stack(products).add_(self.bias)
         else:
             operands = torch.baddbmm(self.bias, self.weight, x)
         operands = operands if self.bound is None else self.bound(operands)
-        return operands.chunk(2, 1) if self.both else (operands, None)
+        return operands.unflatten(1, (-1, self.units))
 
 
 class WiredOperands(nn.Module):
-    """Fixed operands: each unit reads two units of the layer below, [S, m, B] -> [S, n, B] each. wires [S, 2, n]: their numbers."""
+    """Fixed operands: each unit reads two units of the layer below, [S, m, B] -> [S, 2, n, B]. wires [S, 2, n]: their numbers."""
 
     def __init__(self, wires: np.ndarray, inputs: int):
         super().__init__()
         self.register_buffer("wires", torch.from_numpy(wires))
         self.register_buffer("row", (self.wires + inputs * torch.arange(len(wires))[:, None, None]).flatten())
 
-    def forward(self, x: Tensor) -> Sequence[Tensor]:
-        return x.flatten(0, 1).index_select(0, self.row).view(*self.wires.shape, -1).unbind(1)
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1).index_select(0, self.row).view(*self.wires.shape, -1)
 
 
 def draw_wires(inputs: int, units: int, rng: np.random.Generator) -> np.ndarray:
@@ -1149,19 +1151,19 @@ class GateLayer(nn.Module):
         self.operands, self.gates = operands, gates
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mix(*self.operands(x), self.gates.coefficients())
+        return self.mix(self.operands(x), self.gates.coefficients())
 
     @staticmethod
-    def mix(a: Tensor, b: Tensor | None, c: Tensor) -> Tensor:
-        """a, b [S, n, B], c [S, n, 4], or 5 with relu(a); without b: relu(a) alone."""
-        if b is None:
-            return c[..., 4:] * a.relu()
-        mixed = MixGates.apply(a, b, c[..., :4])
-        return mixed if c.shape[-1] == 4 else torch.addcmul(mixed, c[..., 4:], a.relu())
+    def mix(operands: Tensor, c: Tensor) -> Tensor:
+        """operands [S, 2, n, B], c [S, n, 4], or 5 with relu(a) -> [S, n, B]; operands [S, 1, n, B]: relu(a) alone."""
+        if operands.shape[1] == 1:
+            return c[..., 4:] * operands[:, 0].relu()
+        mixed = MixGates.apply(operands, c[..., :4])
+        return mixed if c.shape[-1] == 4 else mixed + c[..., 4:] * operands[:, 0].relu()
 
     def hardened(self, x: Tensor) -> Tensor:
         """As `forward`, with each unit's hardened gate."""
-        return self.mix(*self.operands(x), truth_table(self.gates.hardened()) @ FROM_CORNERS.to(x))
+        return self.mix(self.operands(x), truth_table(self.gates.hardened()) @ FROM_CORNERS.to(x))
 
 
 class GateNetwork(nn.Sequential):
@@ -1184,13 +1186,13 @@ def dense_gate_network(sizes: Sequence[int], seeds: Sequence[int], gates: Sequen
     ("constant") or uniform and divided by their sum ("uniform")."""
     rngs, layers = [stream(seed, "init") for seed in seeds], []
     for inputs, units in itertools.pairwise(sizes):
-        both = set(gates) != {"RELU"}  # it has no b
-        weight, bias = (normal_weights(rngs, units * (1 + both), n, spread=spread) for n in (inputs, 1))
+        rows = units if set(gates) == {"RELU"} else 2 * units  # RELU has no b
+        weight, bias = (normal_weights(rngs, rows, n, spread=spread) for n in (inputs, 1))
         mixture = torch.full((len(rngs), units, len(gates)), 1 / len(gates))
         if start == "uniform":
             mixture = torch.from_numpy(np.stack([rng.random((units, len(gates))) for rng in rngs])).float()
             mixture /= mixture.sum(-1, keepdim=True)
-        layers.append(GateLayer(DenseOperands(weight, bias, both, bound), GateMixture(mixture, gates, form)))
+        layers.append(GateLayer(DenseOperands(weight, bias, units, bound), GateMixture(mixture, gates, form)))
     return GateNetwork(*layers).to(Runtime.device)
 
 

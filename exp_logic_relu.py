@@ -46,7 +46,8 @@ def build(config: dict, seeds: list[int]) -> core.GateNetwork:
     rngs = [core.stream(seed, "order") for seed in seeds]
     for layer, (inputs, units) in zip(network, itertools.pairwise(sizes), strict=True):
         fixed = layer.operands
-        identities = [[rng.permutation(np.eye(units, inputs)) for _ in range(1 + fixed.both)] for rng in rngs]
+        copies = range(len(fixed.weight[0]) // units)
+        identities = [[rng.permutation(np.eye(units, inputs)) for _ in copies] for rng in rngs]
         fixed.weight.data = torch.from_numpy(np.concatenate(identities, 1).reshape(fixed.weight.shape)).to(fixed.weight)
         fixed.bias.data.zero_()
         fixed.requires_grad_(False)

@@ -773,7 +773,7 @@ def test_four_coefficients_are_the_sum_of_the_gates(gates, form):
     weight = weight.abs() if form == "sum-1" else weight
     mixture = core.GateMixture(weight, gates, form).double()
     inputs = [a.requires_grad_(), b.requires_grad_(), mixture.weight]
-    found = core.GateLayer.mix(a, b, mixture.coefficients())
+    found = core.GateLayer.mix(torch.stack([a, b], 1), mixture.coefficients())
     share = {"free": weight, "sum-1": weight / weight.sum(-1, keepdim=True), "softmax": weight.softmax(-1)}[form]
     torch.testing.assert_close(found, sum(share[..., g, None] * RELAXED[name](a, b) for g, name in enumerate(gates)))
     literal = torch.nn.Parameter(weight.clone())
@@ -794,7 +794,7 @@ def test_a_mixture_hardens_to_its_heaviest_gate_and_a_table_to_its_corners():
             assert gates.hardened().item() == number
             layer = core.GateLayer(core.WiredOperands(np.array([[[0], [1]]]), 2), gates)
             torch.testing.assert_close(layer.hardened(corners[None])[0, 0], expected)
-    sharp = core.GateLayer.mix(*corners[:, None, None], core.TruthTables(60 * (2 * expected - 1).view(1, 1, 4)).coefficients())
+    sharp = core.GateLayer.mix(corners[None, :, None], core.TruthTables(60 * (2 * expected - 1).view(1, 1, 4)).coefficients())
     torch.testing.assert_close(sharp[0, 0], expected)
     few = core.GateMixture(torch.tensor([[[0.1, 0.2]]]), ("AND", "OR"))
     assert core.GATES[few.hardened().item()] == "OR"
@@ -820,7 +820,7 @@ def test_what_cannot_be_wired_is_refused(inputs, units):
 def test_wired_operands_read_their_wires():
     rng = np.random.default_rng(0)
     wires, x = np.stack([core.draw_wires(5, 4, rng) for _ in range(3)]), torch.randn(3, 5, 7)
-    a, b = core.WiredOperands(wires, 5)(x)
+    a, b = core.WiredOperands(wires, 5)(x).unbind(1)
     for s, unit in itertools.product(range(3), range(4)):
         assert torch.equal(a[s, unit], x[s, wires[s, 0, unit]]) and torch.equal(b[s, unit], x[s, wires[s, 1, unit]])
 
