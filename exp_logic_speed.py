@@ -7,8 +7,8 @@ Hypothesis  Ours. Eight seeds as one tensor program make at least 1.9 times the 
             soft network's, and more than a separable sum of rolled bytes.
 Rule        Medians of interleaved rounds in one process, one thread; ratios of times for the same work, 5 seeds (other weights,
             wires, boards, circuits). A claim stands if the 95% interval of the geometric mean is in its range, falls if out of it.
-Cost        about 4 min with --jobs 1, as recorded (a second process disturbs the times). torchlogix is a peer: pip install --no-deps
-            -r requirements-peers.txt; without it its column is empty, its claim inconclusive
+Cost        about 4 min with --jobs 1, as recorded (a second process disturbs the times). A peer is compared where it is installed:
+            pip install --no-deps -r requirements-peers.txt
 """
 
 import sys
@@ -41,7 +41,7 @@ def cell(config: dict) -> dict:
 
 def trial(config: dict, seed: int) -> dict:
     result = {"stack": stack, "layer": layer, "boards": boards}[config["part"]](config, seed)
-    return dict.fromkeys([f"time_{m}" for m in (*RATIOS, "packed_us", "us_an_operation")], np.nan) | {"gates": np.nan} | result
+    return dict.fromkeys([f"time_{m}" for m in (*RATIOS, "packed_us", "us_an_operation")] + ["gates"], np.nan) | result
 
 
 def stack(config: dict, seed: int) -> dict:
@@ -56,8 +56,8 @@ def stack(config: dict, seed: int) -> dict:
 
     eight = [*range(8 * seed, 8 * seed + 8)]
     seconds = core.interleaved_medians({"eight": steps(eight), "one": steps(eight[:1])}, config["rounds"])
-    units = sum(SIZES[1:]) if config["network"] == "wired" else 48 + 48 + 1
-    return {"time_stack_gain": 8 * seconds["one"] / seconds["eight"], "work": 8.0 * STEPS * units * config["rounds"]}
+    work = {"wired": sum(SIZES[1:]), "dense": 48 + 48 + 1}[config["network"]] * 8.0 * STEPS * config["rounds"]
+    return {"time_stack_gain": 8 * seconds["one"] / seconds["eight"], "work": work}
 
 
 def layer(config: dict, seed: int) -> dict:
@@ -83,7 +83,7 @@ def layer(config: dict, seed: int) -> dict:
         peer, flat = LogicDense(units, units), x.detach()[0].T.contiguous().requires_grad_()
         arms["peer"] = lambda: peer(flat).sum().backward()
     except ImportError as error:
-        print(f"torchlogix is missing ({error}); pip install --no-deps -r requirements-peers.txt", file=sys.stderr)
+        print(f"no torchlogix ({error}), so not compared; pip install --no-deps -r requirements-peers.txt", file=sys.stderr)
     calls = {name: lambda arm=arm: [arm() for _ in range(CALLS)] for name, arm in arms.items()}  # one is too short to be timed
     seconds = core.interleaved_medians(calls, config["rounds"])
     ratios = {f"time_{name}_over_fused": seconds[name] / seconds["fused"] for name in arms if name != "fused"}
@@ -108,9 +108,8 @@ def boards(config: dict, seed: int) -> dict:
         return (total == 3) | ((total == 4) & board)
 
     @torch.no_grad()
-    def soft() -> None:
-        for part in cells:
-            network(part.T.contiguous()[None])
+    def soft() -> list:
+        return [network(part.T.contiguous()[None]) for part in cells]
 
     assert (roll() == core.convolution_step(board)).all()
     arms = {"packed": packed.step, "convolution": lambda: core.convolution_step(board), "roll": roll, "soft": soft}
