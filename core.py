@@ -1,4 +1,4 @@
-"""Gatebook's shared core: graphs, masks, layers, the gradient log, training, statistics, trials and the logbook.
+"""Gatebook's shared core: graphs, Life, masks, layers, the gradient log, training, statistics, trials, the logbook, circuits.
 
 Read it from the ground up: code refers only to sections above it. `grep '^# %%' core.py` lists them.
 
