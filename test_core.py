@@ -2023,3 +2023,37 @@ def test_sweep_figure_draws_every_seed_of_every_arm():
     assert lines["a u, m"].get_ydata().tolist() == [5.5, 7.5] and lines["a u, m"].get_color() == lines["a u, k"].get_color()
     assert lines["a u, m"].get_color() != lines["a v, m"].get_color()
     core.pyplot().close(drawn.figure)
+
+
+def test_texts_of_a_figure_lie_beside_it_and_are_linked(toy):
+    def with_texts(run):
+        return [figure._replace(texts=[(".v", "one\n"), (".py", "two\n")]) for figure in draw(run)]
+
+    assert toy.run("--a", "1", figures=with_texts) == 0
+    (link, other) = re.findall(r"\[toy-curve-\w+\.\w+\]\((\S+)\)", toy.logbook.read_text())
+    assert (toy.path / link).read_text() == "one\n" and (toy.path / other).read_text() == "two\n"
+    assert link.endswith(".v") and (toy.path / link).with_suffix(".png").exists()
+
+
+def test_curves_may_bear_another_name_in_each_seed_and_have_levels_and_steps():
+    results = [{"curve": np.arange(4.0) + seed, "dead": seed == 1} for seed in range(3)]
+    run = core.Run([{"a": 1}], [0, 1, 2], [results], 0.0, 0)
+    lines = lambda cell, result: {"dead" if result["dead"] else "alive": result["curve"]}  # noqa: E731
+    figure = core.curves_figure(run, "k", "finding", lines, ["a"], "x", "y", every=10, levels={"the mean": 2.5})
+    (axes,) = figure.figure.axes
+    drawn = {line.get_label(): line for line in axes.lines}
+    np.testing.assert_array_equal(drawn["alive"].get_ydata(), np.arange(4.0) + 1)  # mean of seeds 0 and 2
+    np.testing.assert_array_equal(drawn["dead"].get_ydata(), np.arange(4.0) + 1)
+    np.testing.assert_array_equal(drawn["alive"].get_xdata(), [0, 10, 20, 30])
+    assert drawn["the mean"].get_ydata()[0] == 2.5 and len(axes.lines) == 3 + 2 + 1
+    assert sorted(figure.columns) == [
+        f"as in the command | {name} | seed {seed}" for name, seed in (("alive", 0), ("alive", 2), ("dead", 1))
+    ]
+
+
+def test_a_circuit_is_drawn_with_every_gate_and_cell():
+    figure = core.circuit_figure(full_adder_life(), "circuit", "finding", [(".v", "text")])
+    shown = [text.get_text() for text in figure.figure.axes[0].texts]
+    assert sorted(name for name in shown if name.startswith("x")) == [f"x{cell}" for cell in range(9)]
+    assert len(shown) == 9 + 1 + len(full_adder_life().gates) and figure.texts == [(".v", "text")]
+    assert {name for name in shown if name.isupper()} == {"AND", "OR", "XOR"}
