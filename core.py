@@ -549,7 +549,8 @@ def statements(circuit: Circuit) -> list[str]:
 def numpy_code(circuit: Circuit) -> str:
     """Source of a function next_cell(x0, .., x8) of bool arrays or unsigned words."""
     header = f"def next_cell({', '.join(f'x{cell}' for cell in range(CELLS))}):"
-    return "\n    ".join([header, *statements(circuit), "return y"]) + "\n"
+    *lines, last = statements(circuit)
+    return "\n    ".join([header, *lines, last.replace("y =", "return")]) + "\n"
 
 
 def netlist(circuit: Circuit, comment: str) -> str:

@@ -107,7 +107,7 @@ def headline(run: core.Run) -> str:
 def figures(run: core.Run) -> list[core.Figure]:
     finding = headline(run).capitalize()
     label = "neighbourhoods of 512 that are wrong once hardened, least"
-    drawn = [core.dots_figure(core.by_arm(run, ["least_wrong"]), "wrong", finding, label)]
+    drawn = [core.dots_figure(core.by_arm(run, ["least_wrong"]), "wrong", finding, label)] if len(run.cells) > 1 else []
     texts = [str(text) for results in run.results for result in results for text in result["netlist"] if text]
     if texts:
         rows = {name: {"gates": [r[f"gates_{name}"] for r in run.results[0] if r["exact"]]} for name in PASSES}
