@@ -1,0 +1,36 @@
+// Conway's Life, learned with seed 3
+module life(input x0, x1, x2, x3, x4, x5, x6, x7, x8, output y);
+  wire g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, g12, g13, g14, g15, g16, g17, g18, g19, g20, g21, g22, g23, g24, g25, g26, g27, g28, g29, g30;
+  assign g0 = x5 & x0;
+  assign g1 = ~(x5 | x0);
+  assign g2 = x6 & x2;
+  assign g3 = x6 | x2;
+  assign g4 = x7 & ~g1;
+  assign g5 = ~g1 | x7;
+  assign g6 = x7 & g0;
+  assign g7 = g0 | g4;
+  assign g8 = g6 ^ g3;
+  assign g9 = ~(g7 | g2);
+  assign g10 = g8 ^ x3;
+  assign g11 = g2 & g7;
+  assign g12 = x8 & ~g9;
+  assign g13 = x8 | ~g9;
+  assign g14 = g11 | ~g8;
+  assign g15 = x3 & g12;
+  assign g16 = g12 ^ g10;
+  assign g17 = ~(g14 & g3);
+  assign g18 = g16 ^ x1;
+  assign g19 = g16 ^ g13;
+  assign g20 = g14 | g16;
+  assign g21 = g18 ^ g13;
+  assign g22 = ~(g18 | g19);
+  assign g23 = g21 ^ g5;
+  assign g24 = g20 ^ g22;
+  assign g25 = g5 | ~g23;
+  assign g26 = x4 | g23;
+  assign g27 = ~(g17 & g24);
+  assign g28 = g25 ^ g27;
+  assign g29 = g28 & g26;
+  assign g30 = ~g15 & g29;
+  assign y = g30;
+endmodule
