@@ -1166,12 +1166,11 @@ def test_wired_networks_learn_an_easy_life_exactly(monkeypatch):
 
 
 def test_the_fewest_wrong_neighbourhoods_are_kept():
-    network = core.wired_gate_network((9, 8, 4, 2, 1), [3], "table", 0.9)
-    wrong = [(network.hardened(all_cells()) != torch.from_numpy(core.LIFE)).sum().item()]
-    config = {"lr": 2.0, "decay": 0.0, "batch": 64, "steps": 100}  # so wild that the last network is not the best
-    (result,) = core.train_until_exact(network, [3], config, lambda row: None)
-    wrong.append((network.hardened(all_cells()) != torch.from_numpy(core.LIFE)).sum().item())
-    assert not result["exact"] and result["least_wrong"] <= min(wrong) and result["least_wrong"] < wrong[1]
+    fewest = []
+    for steps in range(0, 120, 20):  # at a rate so wild that a later check is not a better one
+        network, config = core.wired_gate_network((9, 8, 4, 2, 1), [3], "table", 0.9), {"lr": 2.0, "decay": 0.0, "batch": 64}
+        fewest.append(core.train_until_exact(network, [3], config | {"steps": steps}, lambda row: None)[0]["least_wrong"])
+    assert fewest == sorted(fewest, reverse=True) and fewest[-1] < fewest[0]
 
 
 # losses and metrics
