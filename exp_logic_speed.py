@@ -7,8 +7,7 @@ Hypothesis  Ours. Eight seeds as one tensor program make at least 1.9 times the 
             soft network's, and more than a separable sum of rolled bytes.
 Rule        Medians of interleaved rounds in one process, one thread; ratios of times for the same work, 5 seeds (other weights,
             wires, boards, circuits). A claim stands if the 95% interval of the geometric mean is in its range, falls if out of it.
-Cost        about 4 min with --jobs 1, as recorded (a second process disturbs the times). A peer is compared where it is installed:
-            pip install --no-deps -r requirements-peers.txt
+Cost        about 4 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
 """
 
 import sys
@@ -56,7 +55,7 @@ def stack(config: dict, seed: int) -> dict:
 
     eight = [*range(8 * seed, 8 * seed + 8)]
     seconds = core.interleaved_medians({"eight": steps(eight), "one": steps(eight[:1])}, config["rounds"])
-    work = {"wired": sum(SIZES[1:]), "dense": 48 + 48 + 1}[config["network"]] * 8.0 * STEPS * config["rounds"]
+    work = {"wired": sum(SIZES[1:]), "dense": 97}[config["network"]] * 8.0 * STEPS * config["rounds"]
     return {"time_stack_gain": 8 * seconds["one"] / seconds["eight"], "work": work}
 
 
@@ -86,8 +85,8 @@ def layer(config: dict, seed: int) -> dict:
         print(f"no torchlogix ({error}), so not compared; pip install --no-deps -r requirements-peers.txt", file=sys.stderr)
     calls = {name: lambda arm=arm: [arm() for _ in range(CALLS)] for name, arm in arms.items()}  # one is too short to be timed
     seconds = core.interleaved_medians(calls, config["rounds"])
-    ratios = {f"time_{name}_over_fused": seconds[name] / seconds["fused"] for name in arms if name != "fused"}
-    return ratios | {"work": float(units * batch * CALLS * config["rounds"])}
+    timed = {f"time_{name}_over_fused": seconds[name] / seconds["fused"] for name in arms if name != "fused"}
+    return timed | {"work": float(units * batch * CALLS * config["rounds"])}
 
 
 def boards(config: dict, seed: int) -> dict:
@@ -102,7 +101,6 @@ def boards(config: dict, seed: int) -> dict:
     cells = torch.from_numpy(core.NEIGHBOURHOODS[rng.integers(512, size=some)]).split(4096)
 
     def roll() -> np.ndarray:
-        """Sums of three columns, then of three rows of them."""
         row = byte + np.roll(byte, 1, 1) + np.roll(byte, -1, 1)
         total = row + np.roll(row, 1, 0) + np.roll(row, -1, 0)
         return (total == 3) | ((total == 4) & board)
@@ -112,13 +110,15 @@ def boards(config: dict, seed: int) -> dict:
         return [network(part.T.contiguous()[None]) for part in cells]
 
     assert (roll() == core.convolution_step(board)).all()
-    arms = {"packed": packed.step, "convolution": lambda: core.convolution_step(board), "roll": roll, "soft": soft}
-    seconds = core.interleaved_medians(arms, config["rounds"])
-    seconds["soft"] *= size**2 / some
+    arms = {"packed": packed.step, "convolution": lambda: core.convolution_step(board), "roll": roll}
+    generations = min(64, 1 + (1 << 22) // size**2)  # one is too short to be timed, and starts cold
+    calls = {name: lambda arm=arm: [arm() for _ in range(generations)] for name, arm in arms.items()}
+    seconds = core.interleaved_medians(calls | {"soft": soft}, config["rounds"])
+    seconds = {name: taken / generations for name, taken in seconds.items()} | {"soft": seconds["soft"] * size**2 / some}
     operations = sum(character in "&|^~" for gate, _, _ in circuit.gates for character in core.EXPRESSIONS[gate])
-    result = {f"time_{name}_over_packed": seconds[name] / seconds["packed"] for name in seconds if name != "packed"}
+    result = {"gates": float(len(circuit.gates)), "exact": float(len(exact)), "work": float(size**2 * config["rounds"])}
     result |= {"time_packed_us": 1e6 * seconds["packed"], "time_us_an_operation": 1e6 * seconds["packed"] / max(operations, 1)}
-    return result | {"gates": float(len(circuit.gates)), "exact": float(len(exact)), "work": float(size**2 * config["rounds"])}
+    return result | {f"time_{name}_over_packed": seconds[name] / seconds["packed"] for name in seconds if name != "packed"}
 
 
 def ratio(metric: str, least: float, **arm) -> Check:
