@@ -81,7 +81,7 @@ def test_map_and_banners_agree():
 
 def test_core_stays_small():
     lines = SOURCE.splitlines()
-    assert len(lines) <= 3200
+    assert len(lines) <= 3040
     banners = [i for i, line in enumerate(lines) if line.startswith("# %%")] + [len(lines)]
     assert max(np.diff(banners)) <= 300
     for node in ast.walk(ast.parse(SOURCE)):
@@ -1165,12 +1165,18 @@ def test_wired_networks_learn_an_easy_life_exactly(monkeypatch):
     assert alone[0] == results[1] and results[1]["exact"]
 
 
-def test_the_fewest_wrong_neighbourhoods_are_kept():
-    fewest = []
-    for steps in range(0, 120, 20):  # at a rate so wild that a later check is not a better one
-        network, config = core.wired_gate_network((9, 8, 4, 2, 1), [3], "table", 0.9), {"lr": 2.0, "decay": 0.0, "batch": 64}
-        fewest.append(core.train_until_exact(network, [3], config | {"steps": steps}, lambda row: None)[0]["least_wrong"])
-    assert fewest == sorted(fewest, reverse=True) and fewest[-1] < fewest[0]
+def test_the_fewest_wrong_neighbourhoods_are_kept(monkeypatch):
+    network, seen, hardened = core.wired_gate_network((9, 8, 4, 2, 1), [6], "table", 0.9), [], core.GateNetwork.hardened
+
+    def watched(self, x):
+        output = hardened(self, x)
+        seen.append(int((output != torch.from_numpy(core.LIFE)).sum()))
+        return output
+
+    monkeypatch.setattr(core.GateNetwork, "hardened", watched)
+    config = {"lr": 2.0, "decay": 0.0, "batch": 64, "steps": 200}  # so wild that later checks are not better
+    (result,) = core.train_until_exact(network, [6], config, lambda row: None)
+    assert len(seen) == 11 and result["least_wrong"] == min(seen) < seen[-1]
 
 
 # losses and metrics
