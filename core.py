@@ -19,6 +19,8 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     14 Plots
     15 Logbook
     16 Circuits
+    17 Text
+    18 Language models
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -2646,6 +2648,7 @@ def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, a
         f"commit {stamp['commit']} · seeds {seeds} · {run.seconds / 60:.1f} min of computing",
         f"{stamp['device']}, {stamp['threads']} thread{'s' * (stamp['threads'] != '1')} a process, torch {stamp['torch']}",
         f"{diverged} of {len(run.cells) * len(run.seeds)} trials diverged",
+        *([f"text sha256 {run.cells[0]['sha256']}"] if "sha256" in run.cells[0] else []),
         *([f"{run.foreign} trials reused from other code"] if run.foreign else []),
     ]
     rows = [
@@ -3030,3 +3033,337 @@ class PackedLife:
     def board(self) -> np.ndarray:
         """[H, W] bool."""
         return unpack(self.words, self.width)
+
+
+# %% 17 Text
+
+PASSAGE = 8  # words: no passage so long stands in both parts of a text
+LEAST_BYTES = 10_000  # of a part of a text
+NOT_READ = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "encodings", "pydoc_data"}  # folders
+
+
+class Text(NamedTuple):
+    """A text in two parts without a common passage: train and held_out, uint8 [bytes]; sha256 of both in hex."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    sha256: str
+
+
+def library_documents() -> list[str]:
+    """The standard library's own English: the help topics of `pydoc` and the docstrings of every module, a text each, in the order
+    of a hash of their names, so that a part of the list is a fair sample."""
+    from pydoc_data.topics import topics
+
+    root, documents = Path(ast.__file__).parent, dict(topics)
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root)
+        if not NOT_READ & set(name.parts):
+            with contextlib.suppress(SyntaxError, ValueError):  # some files are there to be broken
+                nodes = ast.walk(ast.parse(path.read_bytes()))
+                named = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+                found = [ast.get_docstring(node) for node in nodes if isinstance(node, named)]
+                documents[str(name)] = "\n\n".join(filter(None, found))
+    return [documents[name] for name in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())]
+
+
+def split_text(documents: Sequence[str]) -> tuple[str, str]:
+    """Train on the first documents, hold out the last, about a tenth of the text. A paragraph that stands twice is kept once; a
+    held-out one that shares a passage of PASSAGE words with the training part is left out."""
+    seen, kept = set(), []
+    for document in documents:
+        paragraphs = {" ".join(p.split()): p.strip("\n") for p in re.split(r"\n\s*\n", document)}  # without what stands twice in it
+        kept.append([(words, p) for words, p in paragraphs.items() if words and words not in seen])
+        seen |= paragraphs.keys()
+    sizes = np.cumsum([sum(len(p) for _, p in document) for document in kept])
+    last = int(np.searchsorted(sizes, 0.9 * sizes[-1])) + 1 if len(kept) else 0
+
+    def passages(words: str) -> set[str]:
+        listed = words.split(" ")
+        return {" ".join(listed[i : i + PASSAGE]) for i in range(len(listed) - PASSAGE + 1)}
+
+    trained_on = set().union(*(passages(words) for document in kept[:last] for words, _ in document))
+    parts = [[p for _, p in document] for document in kept[:last]]
+    held_out = [[p for words, p in document if not passages(words) & trained_on] for document in kept[last:]]
+    return tuple("\n\n\n".join("\n\n".join(paragraphs) for paragraphs in part if paragraphs) for part in (parts, held_out))
+
+
+@functools.cache
+def load_text(source: str) -> Text:
+    """The text that `--text` names: "library", or a UTF-8 file, whose documents are its paragraphs (its lines, if it has under 20).
+    The library's is kept in runs/, since it takes seconds to collect. Raises UsageError for a file that is none, or too short."""
+    if source == "library":
+        code = hashlib.sha256((sys.version + code_fingerprint(__file__)).encode()).hexdigest()[:12]
+        kept = REPOSITORY / "runs" / f"text-{code}.json"
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            stored = json.loads(kept.read_text(encoding="utf-8"))
+            text = as_text(stored["train"], stored["held_out"])
+            if text.sha256 == stored["sha256"]:
+                return text
+        train, held_out = split_text(library_documents())
+        text = as_text(train, held_out)
+        with contextlib.suppress(OSError):  # a place to keep it is a convenience
+            kept.parent.mkdir(exist_ok=True)
+            write_atomically(kept, json.dumps({"train": train, "held_out": held_out, "sha256": text.sha256}).encode())
+        return text
+    try:
+        content = Path(source).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--text {source}: cannot be read ({error.strerror}); name a UTF-8 text file") from None
+    except UnicodeDecodeError:
+        content = "\0"
+    if "\0" in content:
+        raise UsageError(f"--text {source}: not a UTF-8 text; convert it, or name another file")
+    paragraphs = re.split(r"\n\s*\n", content)
+    text = as_text(*split_text(paragraphs if len(paragraphs) >= 20 else content.splitlines()))
+    if (short := min(len(text.train), len(text.held_out))) < LEAST_BYTES:
+        raise UsageError(f"--text {source}: too short, {short:,} bytes of {LEAST_BYTES:,} in its smaller part; name a longer text")
+    return text
+
+
+def as_text(train: str, held_out: str) -> Text:
+    one, other = train.encode(), held_out.encode()
+    return Text(*(np.frombuffer(part, np.uint8) for part in (one, other)), hashlib.sha256(one + b"\0" + other).hexdigest())
+
+
+# %% 18 Language models
+
+VOCABULARY = 256  # a token is a byte
+HELD_OUT_WINDOWS = 256
+BYTES_A_TOKEN = 4.5  # of GPT-2's vocabulary, in English: the notebook's losses are nats a token
+
+LANGUAGE_FLAGS = (
+    Flag("attn-activ", one_of("softmax", "sigmoid", "tanh", "none"), ("softmax",), "what makes weights of logits"),
+    Flag("qk-norm", one_of("none", "fro_norm", "rms_norm"), ("none",), "norm of queries and keys, over a head's channels"),
+    Flag("qk-activ", one_of("none", "gelu"), ("none",), "activation of queries and keys, before their norm"),
+    Flag("post-attn-norm", one_of("none", "rms_norm"), ("none",), "norm of what a head has mixed"),
+    Flag("position", one_of("linear", "rotary", "none"), ("linear",), "learned linear bias, as in the notebook; rotary; none"),
+    Flag("sigmoid-bias", one_of("none", "length", "row"), ("none",), "on logits of sigmoids: -log of the context, or of the row"),
+    Flag("logit-scale", one_of("root", "root-learned", "high", "high-learned"), ("root",),
+         "of q k^T: 1 / root of a head's channels, or QKNorm's log2(T^2 - T); fixed, or learned from there, a head each"),
+    Flag("bug", one_of("none", "norm-dim", "no-position"), ("none",),
+         "the notebook's: norms over the whole tensor; tanh and none without position and mask"),
+    Flag("layers", at_least(1), (2,), "layers"),
+    Flag("dim", at_least(1), (128,), "width"),
+    Flag("heads", at_least(1), (4,), "heads"),
+    Flag("length", at_least(2), (128,), "bytes of context"),
+    Flag("batch", at_least(1), (8,), "windows of that length a step"),
+    Flag("steps", at_least(10), (250,), "optimizer steps"),
+    Flag("lr", at_least(0.0, float, above=True), (2e-3,), "AdamW's learning rate, behind a tenth of the steps as warm-up"),
+    Flag("text", str, ("library",), "library: the standard library's documentation; or a UTF-8 file"),
+)  # fmt: skip
+
+
+def language_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
+    """The flags of the attention notebook's set-up, with other defaults where given; `without` names keys to leave out."""
+    kept = [flag for flag in LANGUAGE_FLAGS if flag.key not in without]
+    return [replace(flag, default=defaults[flag.key]) if flag.key in defaults else flag for flag in kept]
+
+
+def language_cell(config: dict) -> dict:
+    """A cell of `LANGUAGE_FLAGS`, a bug without effect set to "none", without what it does not read, with the text's sha256. Raises
+    UsageError for what contradicts itself and for a text that cannot be had."""
+    width = config["dim"] // config["heads"]
+    if config["dim"] % config["heads"] or (config["position"] == "rotary" and width % 2):
+        raise UsageError(f"--heads {config['heads']}: must divide --dim {config['dim']}, with rotary positions into even parts")
+    bug = config["bug"]
+    harmless = {"none": True, "norm-dim": config["qk_norm"] == config["post_attn_norm"] == "none",
+                "no-position": config["attn_activ"] not in ("tanh", "none")}[bug]  # fmt: skip
+    text = load_text(config["text"])
+    if config["length"] >= len(text.held_out):
+        raise UsageError(f"--length {config['length']}: the held-out text has {len(text.held_out)} bytes; choose a shorter context")
+    cell = config | {"bug": "none" if harmless else bug, "sha256": text.sha256[:16]}
+    return {key: value for key, value in cell.items() if key != "sigmoid_bias" or config["attn_activ"] == "sigmoid"}
+
+
+def rotated(x: Tensor) -> Tensor:
+    """Rotary positions: x [B, H, T, D/H] with channels i and i + D/2H turned by t / 10000^(2 i H / D). Source: Su et al. 2021."""
+    t, half = x.shape[-2], x.shape[-1] // 2
+    angle = torch.arange(t, device=x.device)[:, None] * 1e4 ** (-torch.arange(half, device=x.device) / half)
+    one, other = x.split(half, -1)
+    return torch.cat([one * angle.cos() - other * angle.sin(), one * angle.sin() + other * angle.cos()], -1)
+
+
+class CausalAttention(nn.Module):
+    """Causal multi-head attention with the notebook's options, a mixing for TransformerLayer: packed tokens [B T, D] and (B, T) ->
+    [B T, D]. Queries and keys are linear, values come from a GeGLU. qk_activ, then qk_norm (no weights), then rotary positions;
+    logits are q k^T times the scale. For softmax and sigmoid the linear bias softplus(slope) (j - i), a slope a head from 1, and
+    the mask are added; for tanh and none the bias is, and the mask multiplies the weights. post_attn_norm acts on what each head
+    mixed. Softmax goes through torch's fused attention. options: a cell of LANGUAGE_FLAGS. Source: attention notebook, 2024-10-10;
+    logit scale: QKNorm, Henry et al. 2020; bias of sigmoids: Ramapuram et al. 2024."""
+
+    def __init__(self, options: dict):
+        super().__init__()
+        self.options, dim, self.heads = options, options["dim"], options["heads"]
+        self.inputs, self.out = Linear(dim, 4 * dim), Linear(dim, dim)  # query, key, gate of the value, value
+        self.slope = nn.Parameter(torch.ones(self.heads)) if options["position"] == "linear" else None
+        start, _, learned = options["logit_scale"].partition("-")
+        length = options["length"]
+        scale = math.log2(length**2 - length) if start == "high" else (dim // self.heads) ** -0.5
+        log_scale = torch.full((self.heads,), math.log(scale))  # of its logarithm: a start of 14 and one of 0.2 learn alike
+        self.log_scale = nn.Parameter(log_scale) if learned else log_scale
+        self.fused = options["attn_activ"] == "softmax"
+
+    def forward(self, x: Tensor, shape: tuple[int, int]) -> Tensor:
+        query, key, gate, value = self.inputs(x).chunk(4, 1)
+        parts = (query, key, F.gelu(gate) * value)
+        query, key, value = (part.view(*shape, self.heads, -1).transpose(1, 2) for part in parts)  # (B, H, T, D/H)
+        query, key = self.prepared(query), self.prepared(key)
+        query = query * self.log_scale.exp().to(x.device)[:, None, None]
+        mixed = self.mix_fused(query, key, value) if self.fused else self.weights(query, key) @ value
+        return self.out(self.normed(mixed, self.options["post_attn_norm"]).transpose(1, 2).reshape(x.shape))
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Queries or keys [B, H, T, D/H], behind activation, norm and rotation."""
+        x = F.gelu(x) if self.options["qk_activ"] == "gelu" else x
+        x = self.normed(x, self.options["qk_norm"])
+        return rotated(x) if self.options["position"] == "rotary" else x
+
+    def normed(self, x: Tensor, kind: str) -> Tensor:
+        """x / ||x|| or x / sqrt(mean x^2) over the last dimension; with the notebook's bug over all of the tensor."""
+        if kind == "none":
+            return x
+        over = {"norm-dim": None}.get(self.options["bug"], -1)
+        squares = x.square()
+        return x * (squares.mean(over, keepdim=True) if kind == "rms_norm" else squares.sum(over, keepdim=True)).add(1e-8).rsqrt()
+
+    def position_bias(self, t: int) -> Tensor | float:
+        """[H, T, T], negative where a query at i looks back to a key at j."""
+        if self.slope is None:
+            return 0.0
+        at = torch.arange(t, device=self.slope.device)
+        return F.softplus(self.slope)[:, None, None] * (at - at[:, None])
+
+    def weights(self, query: Tensor, key: Tensor) -> Tensor:
+        """[B, H, T, D/H] twice -> [B, H, T, T], the plain way."""
+        t, kind = query.shape[-2], self.options["attn_activ"]
+        logits, row = query @ key.mT, torch.arange(1, t + 1, device=query.device)
+        keep = row <= row[:, None]
+        if kind in ("tanh", "none"):
+            activation = torch.tanh if kind == "tanh" else lambda x: x
+            return activation(logits) if self.options["bug"] == "no-position" else activation(logits + self.position_bias(t)) * keep
+        logits = logits + self.position_bias(t)
+        if kind == "softmax":
+            return masked_softmax(logits, keep)
+        bias = {"none": 0.0, "length": math.log(self.options["length"]), "row": row.log()[:, None]}[self.options["sigmoid_bias"]]
+        return masked_sigmoid(logits - bias, keep)
+
+    def mix_fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """weights(query, key) @ value for softmax, without a logit kept. A linear bias softplus(slope) (j - i) is, up to what a row
+        shares, one channel more: softplus(slope) in the query, j in the key."""
+        if self.slope is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=1.0)
+        b, h, t, width = query.shape
+        at = torch.arange(t, device=query.device, dtype=query.dtype) - t // 2  # smaller numbers, smaller rounding errors
+        query = torch.cat([query, F.softplus(self.slope)[:, None, None].expand(b, h, t, 1)], -1)
+        key = torch.cat([key, at[:, None].expand(b, h, t, 1)], -1)
+        mixed = F.scaled_dot_product_attention(query, key, F.pad(value, (0, 1)), is_causal=True, scale=1.0)
+        return mixed[..., :width]
+
+
+class LanguageModel(nn.Module):
+    """A small pre-norm transformer on bytes: tokens [B, T] int64 -> logits [B T, 256] of the next ones. Feed-forward four times as
+    wide as the model. options: a cell of LANGUAGE_FLAGS."""
+
+    def __init__(self, options: dict):
+        super().__init__()
+        dim = options["dim"]
+        self.embed = nn.Embedding(VOCABULARY, dim)
+        blocks = [(CausalAttention(options), FeedForward(dim, 4 * dim)) for _ in range(options["layers"])]
+        self.layers = nn.ModuleList(TransformerLayer(*block, dim, ("layer", "layer")) for block in blocks)
+        self.norm, self.readout = nn.LayerNorm(dim), Linear(dim, VOCABULARY)
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens.flatten())
+        for layer in self.layers:
+            x = layer(x, tokens.shape)
+        return self.readout(self.norm(x))
+
+
+def windows(part: np.ndarray, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Windows of a part of a text and the bytes that follow: [B, T] twice, int64."""
+    taken = torch.from_numpy(part[starts[:, None] + np.arange(length + 1)]).to(Runtime.device, torch.int64)
+    return taken[:, :-1], taken[:, 1:]
+
+
+@torch.no_grad()
+def held_out_loss(model: LanguageModel, text: Text, length: int, count: int = HELD_OUT_WINDOWS) -> Tensor:
+    """Mean loss in nats a byte over `count` windows, evenly spread over the held-out part: the same for every seed."""
+    starts = np.linspace(0, len(text.held_out) - length - 1, count).astype(int)
+    inputs, targets = windows(text.held_out, starts, length)
+    size = max(1, 2048 // length)
+    losses = [
+        F.cross_entropy(model(x), y.flatten(), reduction="sum")
+        for x, y in zip(inputs.split(size), targets.split(size), strict=True)
+    ]
+    return torch.stack(losses).sum() / targets.numel()
+
+
+class EqualSteps:
+    """The pace of plain training: one micro-batch of full length a step, `steps` of them. A pace says before every step how long
+    windows are and how many micro-batches it takes, (0, 0) to end; `seen` is told the gradient's norm behind it."""
+
+    def __init__(self, config: dict, model: LanguageModel):
+        self.left, self.length = config["steps"], config["length"]
+
+    def next(self) -> tuple[int, int]:
+        self.left -= 1
+        return (self.length, 1) if self.left >= 0 else (0, 0)
+
+    def seen(self, gradient_norm: Tensor) -> None:
+        pass
+
+
+def train_on_text(config: dict, seed: int, pace: Callable | None = None) -> dict:
+    """Train the LanguageModel of a cell of LANGUAGE_FLAGS with AdamW (decay 0.01; the rate climbs over the first tenth of `steps`,
+    then stays). A micro-batch has batch x length bytes, in windows of the pace's length (default: `EqualSteps`). Returns `loss`,
+    held out, in nats a byte over windows of full `length`, and `bits`; `steps` and `tokens` trained on; `gradient_norm`, median
+    over steps; a step `train_loss`, `gradient_curve`, `length_curve`, `micro_batch_curve`; `curve`, held-out loss behind `at` steps
+    (a tenth of `steps` apart, and at the end); `diverged`, the first step whose loss or gradient is not finite, else NaN."""
+    text = load_text(config["text"])
+    with initialised_from(seed):
+        model = LanguageModel(config).to(Runtime.device)
+    matrices, others = ([p for p in model.parameters() if (p.dim() > 1) == flat] for flat in (True, False))
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, 0.95), fused=True)
+    rng, pace, every = stream(seed, "order"), (pace or EqualSteps)(config, model), max(config["steps"] // 10, 1)
+    curves, size, warmup = (
+        {"train_loss": [], "gradient_curve": []},
+        config["batch"] * config["length"],
+        max(config["steps"] // 10, 1),
+    )
+    lengths, counts, points, at = [], [], [], []
+    while (taken := pace.next())[1]:
+        if len(lengths) % every == 0:
+            points.append(held_out_loss(model, text, config["length"], HELD_OUT_WINDOWS // 8))
+            at.append(len(lengths))
+        length, count = taken
+        losses = []
+        for _ in range(count):
+            starts = rng.integers(len(text.train) - length, size=size // length)
+            inputs, targets = windows(text.train, starts, length)
+            loss = F.cross_entropy(model(inputs), targets.flatten())
+            (loss / count).backward()
+            losses.append(loss.detach())
+        norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters()])).norm()
+        for group in optimizer.param_groups:
+            group["lr"] = config["lr"] * min(1.0, (len(lengths) + 1) / warmup)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        pace.seen(norm)
+        curves["train_loss"].append(torch.stack(losses).mean())
+        curves["gradient_curve"].append(norm)
+        lengths.append(length)
+        counts.append(count)
+    final = held_out_loss(model, text, config["length"])
+    result = {name: torch.stack(rows).cpu().numpy() for name, rows in curves.items()}
+    finite = np.isfinite(result["train_loss"]) & np.isfinite(result["gradient_curve"])
+    loss, tokens = float(final), float(np.dot(counts, [size // length * length for length in lengths]))
+    result |= {"loss": loss, "bits": loss / math.log(2), "steps": float(len(lengths)), "tokens": tokens}
+    result |= {"gradient_norm": float(np.median(result["gradient_curve"])), "micro_batch_curve": np.array(counts, np.float32)}
+    result |= {"length_curve": np.array(lengths, np.float32), "curve": torch.stack([*points, final]).cpu().numpy()}
+    return result | {
+        "at": np.array([*at, len(lengths)], np.float32),
+        "diverged": math.nan if finite.all() else float(finite.argmin()),
+    }
