@@ -3138,7 +3138,7 @@ LANGUAGE_FLAGS = (
     Flag("qk-activ", one_of("none", "gelu"), ("none",), "activation of queries and keys, before their norm"),
     Flag("post-attn-norm", one_of("none", "rms_norm"), ("none",), "norm of what a head has mixed"),
     Flag("position", one_of("linear", "rotary", "none"), ("linear",), "learned linear bias, as in the notebook; rotary; none"),
-    Flag("sigmoid-bias", one_of("none", "length", "row"), ("none",), "on logits of sigmoids: -log of the context, or of the row"),
+    Flag("logit-bias", one_of("none", "length", "row"), ("none",), "on logits of sigmoids: -log of the context, or of the row"),
     Flag("logit-scale", one_of("root", "root-learned", "high", "high-learned"), ("root",),
          "of q k^T: 1 / root of a head's channels, or QKNorm's log2(T^2 - T); fixed, or learned from there, a head each"),
     Flag("bug", one_of("none", "norm-dim", "no-position"), ("none",),
@@ -3173,7 +3173,7 @@ def language_cell(config: dict) -> dict:
     if config["length"] >= len(text.held_out):
         raise UsageError(f"--length {config['length']}: the held-out text has {len(text.held_out)} bytes; choose a shorter context")
     cell = config | {"bug": "none" if harmless else bug, "sha256": text.sha256[:16]}
-    return {key: value for key, value in cell.items() if key != "sigmoid_bias" or config["attn_activ"] == "sigmoid"}
+    return {key: value for key, value in cell.items() if key != "logit_bias" or config["attn_activ"] == "sigmoid"}
 
 
 def rotated(x: Tensor) -> Tensor:
@@ -3245,7 +3245,7 @@ class CausalAttention(nn.Module):
         logits = logits + self.position_bias(t)
         if kind == "softmax":
             return masked_softmax(logits, keep)
-        bias = {"none": 0.0, "length": math.log(self.options["length"]), "row": row.log()[:, None]}[self.options["sigmoid_bias"]]
+        bias = {"none": 0.0, "length": math.log(self.options["length"]), "row": row.log()[:, None]}[self.options["logit_bias"]]
         return masked_sigmoid(logits - bias, keep)
 
     def mix_fused(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
