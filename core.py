@@ -3150,6 +3150,7 @@ LANGUAGE_FLAGS = (
     Flag("batch", at_least(1), (8,), "windows of that length a step"),
     Flag("steps", at_least(10), (250,), "optimizer steps"),
     Flag("lr", at_least(0.0, float, above=True), (2e-3,), "AdamW's learning rate, behind a tenth of the steps as warm-up"),
+    Flag("init", one_of("torch", "notebook"), ("torch",), "initial weights: torch's own, or the notebook's, small ones"),
     Flag("text", str, ("library",), "library: the standard library's documentation; or a UTF-8 file"),
 )  # fmt: skip
 
@@ -3211,7 +3212,8 @@ class CausalAttention(nn.Module):
         query, key = self.prepared(query), self.prepared(key)
         query = query * self.log_scale.exp().to(x.device)[:, None, None]
         mixed = self.mix_fused(query, key, value) if self.fused else self.weights(query, key) @ value
-        return self.out(self.normed(mixed, self.options["post_attn_norm"]).transpose(1, 2).reshape(x.shape))
+        mixed = self.normed(mixed, self.options["post_attn_norm"]).transpose(1, 2).reshape(x.shape)
+        return self.out(mixed.contiguous())  # of one fused head, rows stand D + 1 apart: oneDNN is 30 times slower on such
 
     def prepared(self, x: Tensor) -> Tensor:
         """Queries or keys [B, H, T, D/H], behind activation, norm and rotation."""
@@ -3273,6 +3275,11 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(TransformerLayer(*block, dim, ("layer", "layer")) for block in blocks)
         self.norm, self.readout = nn.LayerNorm(dim), Linear(dim, VOCABULARY)
         nn.init.normal_(self.embed.weight, std=0.02)
+        for block in self.layers if options["init"] == "notebook" else ():
+            inner, outer = (block.mixing.inputs, block.feedforward.first), (block.mixing.out, block.feedforward.last)
+            for linear, scale in (*((one, 0.25) for one in inner), *((one, 0.5 / options["layers"]) for one in outer)):
+                nn.init.normal_(linear.weight, std=scale * linear.in_features**-0.5)
+                nn.init.zeros_(linear.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embed(tokens.flatten())
