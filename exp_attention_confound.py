@@ -34,7 +34,7 @@ SAMPLE = 5  # optimizer steps between the controller's looks at the gradient
 
 class NotebookPace:
     """Until `steps` micro-batches are spent. Every SAMPLE optimizer steps the wanted number of micro-batches a step is multiplied
-    by 1 + gain (norm / target - 1), where norm is the gradient's over the root of the P parameters, and target falls with the step t:
+    by 1 + gain (norm / target - 1), where norm is the gradient's over the root of the P parameters and target falls with step t:
     (t P log P) ** (-0.677 log(P) ** -0.2). A step takes that number, rounded at random to the right mean, but at least one. Every
     `growth` optimizer steps the length doubles, up to the full one. Source: the code that the notebook trained with, hlb-gpt."""
 

@@ -62,7 +62,7 @@ def tuned(run: core.Run) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 def derived(run: core.Run) -> dict[str, np.ndarray]:
     found, settings = {}, tuned(run)
-    for one, other in PAIRS:
+    for one, other in (map(name, pair) for pair in PAIRS):
         if {one, other} <= settings.keys():
             (best, _, untuned), (base, _, base_untuned) = settings[one], settings[other]
             found[f"cost of {one}, over {other}"] = core.BYTES_A_TOKEN * (best - base)
@@ -70,14 +70,13 @@ def derived(run: core.Run) -> dict[str, np.ndarray]:
     return found | {f"rate of {setting}": rate for setting, (_, rate, _) in settings.items()}
 
 
-PAIRS = []  # of the settings that claims compare, as names
+PAIRS = []  # of the settings that claims compare
 
 
 def costs(low: float, high: float, one: dict, other: dict, what: str = "cost of") -> Check:
     """A tuned setting against another."""
-    pair = (name(one), name(other))
-    PAIRS.extend([pair] * (pair not in PAIRS))
-    return Check(f"{what} {pair[0]}, over {pair[1]}", (low, high), None)
+    PAIRS.append((one, other))
+    return Check(f"{what} {name(one)}, over {name(other)}", (low, high), None)
 
 
 SOFTMAX, SIGMOID = BOTH = ({}, {"attn_activ": "sigmoid"})
