@@ -84,12 +84,12 @@ class Runtime:
     checkpoint: Path | None = None  # where the trial in progress may keep its state (section 13 sets it)
 
 
-def keep_large_blocks() -> bool:
+def keep_large_blocks(keep: bool = True) -> bool:
     """Tell glibc to keep freed blocks; True if it agreed. By default it returns every block over 32 MiB (at first: 128 KiB) to
-    the system and pages it in again on the next step, which doubles the time of a wide layer."""
+    the system and pages it in again on the next step, which doubles the time of a wide layer. keep=False: as it does by itself."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    mmap_threshold, trim_threshold = -3, -1
-    return bool(mallopt and mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, 2**31 - 1))
+    mmap_threshold, trim_threshold = (-3, 1 << 30 if keep else 1 << 25), (-1, 2**31 - 1 if keep else 1 << 26)
+    return bool(mallopt and mallopt(*mmap_threshold) and mallopt(*trim_threshold))
 
 
 def set_up(device: str = "auto", threads: int = 1) -> None:
