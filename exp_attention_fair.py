@@ -56,7 +56,8 @@ def tuned(run: core.Run) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
         others = [[s for s in seeds if s != own] or [own] for own in seeds]
         chosen = np.array([np.argmin(loss[:, other].mean(1)) for other in others])
         best = loss[chosen, seeds]
-        found[setting] = best, rates[chosen], loss.mean(0) - best
+        with np.errstate(invalid="ignore"):  # of what diverged
+            found[setting] = best, rates[chosen], loss.mean(0) - best
     return found
 
 

@@ -38,7 +38,7 @@ OPTIONS = {
 
 def cell(config: dict) -> dict:
     if len(config["batch_length"]) != 2 or config["batch_length"][1] < 2:
-        raise core.UsageError(f"--batch-length {core.cell_name(config, ['batch_length'])}: give sequences,bytes, such as 8,512")
+        raise core.UsageError(f"--batch-length {','.join(map(str, config['batch_length']))}: give sequences,bytes, such as 8,512")
     if config["dim"] % config["heads"] or (config["position"] == "rotary" and config["dim"] // config["heads"] % 2):
         raise core.UsageError(
             f"--heads {config['heads']}: must divide --dim {config['dim']}, with rotary positions into even parts"

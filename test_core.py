@@ -2075,3 +2075,292 @@ def test_a_circuit_is_drawn_with_every_gate_and_cell():
     assert sorted(name for name in shown if name.startswith("x")) == [f"x{cell}" for cell in range(9)]
     assert len(shown) == 9 + 1 + len(full_adder_life().gates) and figure.texts == [(".v", "text")]
     assert {name for name in shown if name.isupper()} == {"AND", "OR", "XOR"}
+
+
+# text
+
+
+def documents(rng, count=60):
+    words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(300)]
+    return ["\n\n".join(" ".join(rng.choice(words, 30)) for _ in range(rng.integers(1, 6))) for _ in range(count)]
+
+
+def test_a_split_text_shares_no_passage():
+    rng = np.random.default_rng(0)
+    texts = documents(rng)
+    texts[3] += "\n\n" + texts[2]  # a paragraph again in another training text
+    texts[-1] += "\n\n" + texts[0] + "\n\n" + "new words here " + texts[1].split("\n\n")[0][:90]  # held out, but copied
+    train, held_out = core.split_text(texts)
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", train + "\n\n" + held_out)]
+    assert len(set(paragraphs)) == len(paragraphs)
+
+    def passages(text):
+        listed = text.split()
+        return {tuple(listed[i : i + core.PASSAGE]) for i in range(len(listed) - core.PASSAGE + 1)}
+
+    for document in texts[:50]:  # by document: what is trained on is trained on wholly
+        assert all(p in train for p in document.split("\n\n"))
+    kept = {paragraph for document in texts[-8:] for paragraph in document.split("\n\n")}
+    assert all(p in kept for p in re.split(r"\n\n+", held_out))
+    shared = [
+        set.intersection(*(passages(p) for p in pair)) for pair in itertools.product(train.split("\n\n"), held_out.split("\n\n"))
+    ]
+    assert not any(shared) and len(held_out) > 0.04 * len(train)
+    assert "new words here" not in held_out and texts[-1].split("\n\n")[0] in held_out
+
+
+def test_the_librarys_text_is_kept_and_mended(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "REPOSITORY", tmp_path)
+    calls = []
+    monkeypatch.setattr(core, "library_documents", lambda: calls.append(1) or documents(np.random.default_rng(1), 200))
+    load = core.load_text.__wrapped__
+    first = load("library")
+    again = load("library")
+    assert len(calls) == 1 and first.sha256 == again.sha256 and (first.held_out == again.held_out).all()
+    (kept,) = (tmp_path / "runs").iterdir()
+    for damage in (kept.read_bytes()[:-40], kept.read_bytes().replace(b"a", b"b", 1), b"[]", b"\xff"):
+        kept.write_bytes(damage)
+        assert load("library").sha256 == first.sha256
+    assert len(calls) == 5
+
+
+def test_the_standard_library_speaks_english():
+    text = core.load_text("library")
+    train = text.train.tobytes().decode()
+    assert len(text.train) > 5e5 and 0.03 < len(text.held_out) / len(text.train) < 0.2 and train.count(" the ") > 3000
+    assert re.search("lambda", train) and text.sha256 == core.load_text.__wrapped__("library").sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read"), (b"\xff\xfe\x00", "not a UTF-8"), (b"a\0b" * 9000, "not a UTF-8"), (b"short", "too short"),
+     (b"the same paragraph\n\n" * 9000, "too short")],
+)  # fmt: skip
+def test_a_text_that_cannot_be_used_is_named(content, said, tmp_path):
+    path = tmp_path / "own.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(core.UsageError, match=rf"--text .*own\.txt: .*{said}"):
+        core.load_text.__wrapped__(str(path))
+    with pytest.raises(core.UsageError, match="--text"):
+        core.load_text.__wrapped__(str(tmp_path))
+
+
+def test_an_own_text_is_split_by_paragraphs_or_lines(tmp_path):
+    paragraphs = [p for document in documents(np.random.default_rng(2), 300) for p in document.split("\n\n")]
+    for joint in ("\n\n", "\n"):
+        path = tmp_path / "own.txt"
+        path.write_text(joint.join(paragraphs) + "é")
+        text = core.load_text.__wrapped__(str(path))
+        assert text.train.tobytes().decode().startswith(paragraphs[0]) and text.held_out.tobytes().decode().endswith("é")
+
+
+# language models
+
+LANGUAGE = {flag.key: flag.default[0] for flag in core.LANGUAGE_FLAGS} | {"dim": 12, "heads": 2, "length": 7, "layers": 1}
+CASES = [
+    {"attn_activ": activ} | options
+    for activ in ("softmax", "sigmoid", "tanh", "none")
+    for options in (
+        {}, {"qk_norm": "fro_norm"}, {"qk_norm": "rms_norm", "qk_activ": "gelu"}, {"qk_activ": "gelu"},
+        {"post_attn_norm": "rms_norm"}, {"position": "rotary"}, {"position": "none", "qk_norm": "fro_norm"},
+        {"logit_scale": "high-learned", "qk_norm": "fro_norm"}, {"logit_scale": "root-learned"}, {"logit_scale": "high"},
+        {"bug": "norm-dim", "qk_norm": "fro_norm"}, {"bug": "norm-dim", "qk_norm": "rms_norm", "post_attn_norm": "rms_norm"},
+        {"bug": "no-position"}, {"logit_bias": "length"}, {"logit_bias": "row", "position": "rotary"},
+    )
+]  # fmt: skip
+
+
+def language_options(**changes):
+    return {"logit_bias": "none"} | core.language_cell(LANGUAGE | changes)
+
+
+def attention_reference(layer, x, b, t):
+    """The definition, a query and a key at a time, in float64."""
+    o, heads = layer.options, layer.heads
+    width = x.shape[1] // heads
+    weight = {name: parameter.detach().double().numpy() for name, parameter in layer.named_parameters()}
+    every = x.detach().double().numpy() @ weight["inputs.weight"].T + weight["inputs.bias"]
+    query, key, gate, value = np.split(every, 4, 1)
+    gelu = lambda x: x * stats.norm.cdf(x)  # noqa: E731
+    value = gelu(gate) * value
+    query, key, value = (part.reshape(b, t, heads, width) for part in (query, key, value))
+
+    def norm(part, kind):
+        if kind == "none":
+            return part
+        axis = None if o["bug"] == "norm-dim" else -1
+        size = np.sqrt((part**2).sum(axis, keepdims=True))
+        return part / size if kind == "fro_norm" else part / size * np.sqrt(part.size if axis is None else width)
+
+    def turned(vector, at):
+        out = vector.copy()
+        for i in range(width // 2):
+            angle = at / 10000 ** (2 * i / width)
+            pair = complex(vector[i], vector[i + width // 2]) * np.exp(1j * angle)
+            out[i], out[i + width // 2] = pair.real, pair.imag
+        return out
+
+    query, key = (norm(gelu(part) if o["qk_activ"] == "gelu" else part, o["qk_norm"]) for part in (query, key))
+    mixed = np.zeros((b, t, heads, width))
+    for s, h, i in np.ndindex(b, heads, t):
+        scale = math.log2(o["length"] ** 2 - o["length"]) if "high" in o["logit_scale"] else width**-0.5
+        past = range(t if o["bug"] == "no-position" and o["attn_activ"] in ("tanh", "none") else i + 1)
+        logits = []
+        for j in past:
+            one, other = query[s, i, h], key[s, j, h]
+            if o["position"] == "rotary":
+                one, other = turned(one, i), turned(other, j)
+            logit = one @ other * scale
+            if o["position"] == "linear" and o["bug"] != "no-position":
+                logit += np.log1p(np.exp(weight["slope"][h])) * (j - i)
+            logits.append(logit)
+        logits = np.array(logits)
+        logits = logits - {"none": 0, "length": np.log(o["length"]), "row": np.log(i + 1)}[o["logit_bias"]]
+        kind = o["attn_activ"]
+        if kind == "softmax":
+            weights = np.exp(logits) / np.exp(logits).sum()
+        else:
+            weights = {"sigmoid": lambda x: 1 / (1 + np.exp(-x)), "tanh": np.tanh, "none": lambda x: x}[kind](logits)
+        mixed[s, i, h] = weights @ value[s, past, h]
+    return norm(mixed, o["post_attn_norm"]).reshape(b * t, -1) @ weight["out.weight"].T + weight["out.bias"]
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_causal_attention_is_its_definition(changes):
+    options = language_options(**changes)
+    torch.manual_seed(0)
+    layer, x = core.CausalAttention(options), torch.randn(3 * 7, 12) * 2
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter)) if parameter.dim() > 1 else None
+    if layer.slope is not None:
+        torch.nn.init.normal_(layer.slope)
+    expected = attention_reference(layer, x, 3, 7)
+    np.testing.assert_allclose(layer(x, (3, 7)).detach(), expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("position", ["linear", "rotary", "none"])
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": "fro_norm", "logit_scale": "high-learned"}, {"qk_norm": "rms_norm"}], ids=str)
+def test_fused_attention_is_the_plain_one(position, changes):
+    options = language_options(position=position, length=200, **changes)
+    torch.manual_seed(0)
+    layer, x = core.CausalAttention(options), torch.randn(2 * 200, 12, requires_grad=True)
+    assert layer.fused
+    found = []
+    for layer.fused in (True, False):
+        out = layer(x, (2, 200))
+        found.append([out, *gradients(out, x, *layer.parameters())])
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4 * plain.detach().abs().max().item())
+    assert not core.CausalAttention(language_options(attn_activ="sigmoid")).fused
+
+
+@pytest.mark.parametrize("changes", CASES, ids=str)
+def test_no_prediction_sees_what_follows(changes):
+    options = language_options(**changes)
+    with core.initialised_from(3):
+        model = core.LanguageModel(options)
+    tokens = torch.arange(14).view(2, 7) * 17 % 256
+    changed = tokens.clone()
+    changed[0, 4:] = (changed[0, 4:] + 31) % 256
+    one, two = (model(each).view(2, 7, 256) for each in (tokens, changed))
+    leaks = options["bug"] != "none"
+    assert (not torch.equal(one[0, :4], two[0, :4])) == leaks and not torch.equal(one[0, 4:], two[0, 4:])
+    seen = torch.autograd.grad(one[0, 2].square().sum(), model.embed.weight)[0].abs().sum(1) > 0
+    later, earlier = tokens[0, 3:], tokens[0, :3]
+    assert seen[earlier].all() and bool(seen[later].any()) == leaks
+    other_row = not torch.equal(one[1], two[1])  # only a norm over the whole tensor couples the sequences of a batch
+    assert other_row == (options["bug"] == "norm-dim")
+
+
+def test_a_bug_without_effect_is_none():
+    assert language_options(bug="norm-dim")["bug"] == language_options(bug="no-position")["bug"] == "none"
+    assert language_options(bug="norm-dim", post_attn_norm="rms_norm")["bug"] == "norm-dim"
+    assert language_options(bug="no-position", attn_activ="tanh")["bug"] == "no-position"
+    assert "logit_bias" not in core.language_cell(LANGUAGE) and "logit_bias" in core.language_cell(
+        LANGUAGE | {"attn_activ": "sigmoid"}
+    )
+
+
+def test_rotary_logits_depend_on_the_distance_alone():
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(8, generator=generator, dtype=torch.float64) for _ in range(2))
+    turned = [core.rotated(x.expand(1, 1, 9, 8)) for x in (query, key)]
+    logits = (turned[0] @ turned[1].mT)[0, 0]
+    for distance in range(-8, 9):
+        torch.testing.assert_close(logits.diagonal(distance), logits.diagonal(distance)[:1].expand(9 - abs(distance)))
+    torch.testing.assert_close(turned[0].norm(dim=-1), query.norm().expand(1, 1, 9))
+    assert logits.diagonal(1)[0] != logits.diagonal(-1)[0]
+
+
+def test_the_notebooks_initial_weights():
+    options = language_options(dim=64, heads=4, layers=3, init="notebook")
+    with core.initialised_from(0):
+        model = core.LanguageModel(options)
+    for layer in model.layers:
+        parts = {layer.mixing.inputs: 0.25 / 8, layer.feedforward.first: 0.25 / 8,
+                 layer.mixing.out: 0.5 / 3 / 8, layer.feedforward.last: 0.5 / 3 / 16}  # fmt: skip
+        for part, spread in parts.items():
+            assert abs(part.weight.std().item() / spread - 1) < 0.05 and not part.bias.any()
+
+
+def test_training_on_text_is_plain_adamw(monkeypatch):
+    """The loop against torch.optim's AdamW written out, and what it reports against its own curves."""
+    config = language_options(length=16, batch=4, steps=10, dim=8, lr=1e-2)
+    result = core.train_on_text(config, 5)
+    text, rng = core.load_text("library"), core.stream(5, "order")
+    with core.initialised_from(5):
+        model = core.LanguageModel(config)
+    optimizer = torch.optim.AdamW(
+        [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
+         {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}], betas=(0.9, 0.95))  # fmt: skip
+    losses, norms = [], []
+    for _ in range(10):
+        starts = rng.integers(len(text.train) - 16, size=4)
+        rows = torch.tensor(np.stack([text.train[s : s + 17] for s in starts]).astype(np.int64))
+        loss = F.cross_entropy(model(rows[:, :-1]).view(4, 16, 256).mT, rows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm()))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2  # a tenth of ten steps is one
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(result["train_loss"], losses, rtol=1e-4)
+    np.testing.assert_allclose(result["gradient_curve"], norms, rtol=1e-3)
+    starts = np.linspace(0, len(text.held_out) - 17, core.HELD_OUT_WINDOWS).astype(int)
+    rows = torch.tensor(np.stack([text.held_out[s : s + 17] for s in starts]).astype(np.int64))
+    with torch.no_grad():
+        expected = F.cross_entropy(model(rows[:, :-1]).view(-1, 16, 256).mT, rows[:, 1:]).item()
+    assert abs(result["loss"] - expected) < 1e-3 and math.isclose(result["bits"], result["loss"] / math.log(2))
+    assert result["steps"] == 10 and result["tokens"] == 10 * 4 * 16 and result["at"].tolist() == [*range(11)]
+    assert math.isnan(result["diverged"]) and result["loss"] == pytest.approx(result["curve"][-1])
+
+
+def test_micro_batches_are_one_large_batch():
+    class Two:
+        def __init__(self, config, model):
+            self.left = 3
+
+        def next(self):
+            self.left -= 1
+            return (8, 2) if self.left >= 0 else (0, 0)
+
+        def seen(self, norm):
+            pass
+
+    class One(Two):
+        def next(self):
+            return super().next()[0], 1 if self.left >= 0 else 0
+
+    config = language_options(length=8, batch=2, steps=10, dim=8)
+    halves, whole = core.train_on_text(config, 1, Two), core.train_on_text(config | {"batch": 4}, 1, One)
+    np.testing.assert_allclose(halves["gradient_curve"], whole["gradient_curve"], rtol=1e-4)
+    np.testing.assert_allclose(halves["train_loss"], whole["train_loss"], rtol=1e-4)
+    assert halves["tokens"] == whole["tokens"] == 3 * 32 and halves["steps"] == 3
+
+
+def test_a_language_model_that_diverges_is_a_result():
+    result = core.train_on_text(language_options(length=8, batch=2, steps=10, dim=8, lr=1e30), 0)
+    assert result["diverged"] >= 1 and not math.isfinite(result["loss"])
