@@ -3353,7 +3353,7 @@ def train_on_text(config: dict, seed: int, pace: Callable | None = None) -> dict
             loss = F.cross_entropy(model(inputs), targets.flatten())
             (loss / count).backward()
             losses.append(loss.detach())
-        norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters()])).norm()
+        norm = torch.stack(torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])).norm()
         for group in optimizer.param_groups:
             group["lr"] = config["lr"] * min(1.0, (len(lengths) + 1) / warmup)
         optimizer.step()

@@ -23,18 +23,18 @@ from core import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 ACTIVATIONS, NORMS = ("softmax", "sigmoid", "tanh", "none"), ("none", "fro_norm", "rms_norm")
 FLAGS = core.language_flags(
-    ("logit_bias", "logit_scale"), attn_activ=ACTIVATIONS, qk_norm=NORMS, qk_activ=("none", "gelu"),
+    ("logit_bias", "logit_scale", "init"), attn_activ=ACTIVATIONS, qk_norm=NORMS, qk_activ=("none", "gelu"),
     post_attn_norm=("none", "rms_norm"))  # fmt: skip
+FIXED = {"logit_bias": "none", "logit_scale": "root", "init": "torch"}
 
 
 def trial(config: dict, seed: int) -> dict:
-    result = core.train_on_text({"logit_bias": "none", "logit_scale": "root"} | config, seed)
+    result = core.train_on_text(FIXED | config, seed)
     return result | {"token_loss": core.BYTES_A_TOKEN * result["loss"]}
 
 
 def cell(config: dict) -> dict:
-    whole = core.language_cell({"logit_bias": "none", "logit_scale": "root"} | config)
-    return {key: value for key, value in whole.items() if key not in ("logit_bias", "logit_scale")}
+    return {key: value for key, value in core.language_cell(FIXED | config).items() if key not in FIXED}
 
 
 def costs(low: float, high: float, arm: dict, versus: dict | None = None) -> Check:
