@@ -10,8 +10,9 @@ Rule        5 paired seeds, the same windows in every arm, the same number of st
             consistently worse; "0.2": 0.1 to 0.3; "a bit": 0 to 0.2; bad: over 0.1. A claim stands if the 95% interval of every
             check lies in its range, and falls if one lies wholly outside.
 Cost        about 25 min on 2 cores, 48 settings x 5 seeds. Entries of their own: the bugs, 7 min: `--qk-activ none
-            --post-attn-norm none --bug none norm-dim no-position`; positions, 15 min: `--qk-activ none --position linear rotary
-            none`. One run, 10 s: `--attn-activ softmax --qk-norm none --qk-activ none --post-attn-norm none --seeds 1`
+            --post-attn-norm none --bug none norm-dim no-position`; positions, 9 min: `--qk-activ none --attn-activ softmax sigmoid
+            --qk-norm none fro_norm --position linear rotary none`. One run, 10 s: `--attn-activ softmax --qk-norm none --qk-activ
+            none --post-attn-norm none --seeds 1`
 """
 
 import textwrap

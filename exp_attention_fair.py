@@ -10,10 +10,10 @@ Hypothesis  Ours. Each setting at its own best learning rate: rms_norm and the n
 Rule        5 paired seeds, 250 steps. Loss of a setting: at the rate that is best on the mean of the other seeds, so that choosing
             gains nothing by chance. Nats a token, as in attention_ablation. "Nothing", "as good": below 0.1; worse: over 0.1. A
             claim stands if the 95% interval of every check lies in its range, and falls if one lies wholly outside.
-Cost        about 25 min on 2 cores with the defaults, the rates. Positions, 28 min: `--qk-norm none --post-attn-norm none
-            --position linear rotary none --logit-bias none length row --logit-scale root root-learned --lr 1e-3 2e-3 4e-3`. Scales,
-            15 min: `--qk-norm fro_norm none --post-attn-norm none --logit-scale root root-learned high high-learned
-            --lr 1e-3 2e-3 4e-3`
+Cost        about 25 min on 2 cores with the defaults, the rates. Positions, 20 min: `--qk-norm none --post-attn-norm none
+            --position linear rotary none --logit-bias none length row --logit-scale root root-learned --lr 1e-3 2e-3`. Scales,
+            10 min: `--qk-norm fro_norm none --post-attn-norm none --logit-scale root root-learned high high-learned
+            --lr 1e-3 2e-3`
 """
 
 import numpy as np
