@@ -77,41 +77,42 @@ def headline(run: core.Run) -> str:
     return f"held-out nats a byte: {core.extremes(run, 'loss')}"
 
 
-def heat_map(run: core.Run) -> core.Figure:
-    """Paired difference to the first cell, a box a setting: mean, and half the 95% interval below it."""
-    across = [key for key in ("qk_norm", "qk_activ", "bug") if key in core.varying(run.cells)]
-    down = [key for key in core.varying(run.cells) if key not in across]
-    places = [(core.cell_name(cell, down), core.cell_name(cell, across)) for cell in run.cells]
-    rows, columns = (list(dict.fromkeys(names)) for names in zip(*places, strict=True))
-    base = np.array(run.values(0, "loss"))
-    found = {place: core.mean_interval(np.array(run.values(i, "loss")) - base) for i, place in enumerate(places)}
-    colour = np.full((len(rows), len(columns)), np.nan)
-    plt = core.pyplot()
-    figure, axes = plt.subplots(figsize=(2.6 + 1.35 * len(columns), 1.9 + 0.62 * len(rows)))
-    for (row, column), interval in found.items():
-        at = rows.index(row), columns.index(column)
-        colour[at] = np.clip(interval.estimate, -0.3, 0.3)
-        text = f"{interval.estimate:+.3f}" + f"\n±{interval.high - interval.estimate:.3f}" * (interval.high > interval.low)
-        axes.text(at[1], at[0], text, ha="center", va="center", fontsize=9)
-    image = axes.imshow(colour, cmap="RdBu_r", vmin=-0.3, vmax=0.3, aspect="auto", alpha=0.7)
-    axes.set_xticks(range(len(columns)), [textwrap.fill(name, 18) for name in columns], fontsize=9)
-    axes.set_yticks(range(len(rows)), [textwrap.fill(name, 34) for name in rows], fontsize=9)
-    axes.grid(False)
-    figure.colorbar(image, label="nats a byte above the first setting", extend="both")
-    finding = f"Difference to {core.cell_name(run.cells[0], core.varying(run.cells))}: {headline(run)}"
-    figure.suptitle(textwrap.fill(finding, int(10 * figure.get_size_inches()[0])), fontsize=11)
-    table = {f"{row} | {column}": np.array(run.values(i, "loss")) - base for i, (row, column) in enumerate(places)}
-    return core.Figure("heat", figure, finding, table)
-
-
 def figures(run: core.Run) -> list[core.Figure]:
-    varies = core.varying(run.cells)
-    told = [key for key in ("qk_norm", "qk_activ", "bug") if key in varies]
-    panels, every = [key for key in varies if key not in told], max(run.cells[0]["steps"] // 10, 1)
+    """A box a setting with its paired difference to the first one, and the curves."""
+    short = {"none": "none", "rms_norm": "rms", "fro_norm": "fro"}
+
+    def words(cell: dict, keys: list[str]) -> str:
+        told = {"attn_activ": cell["attn_activ"].replace("none", "no activation"), "qk_norm": "q,k " + short[cell["qk_norm"]]}
+        told |= {"post_attn_norm": "post " + short[cell["post_attn_norm"]], "position": f"{cell['position']} position"}
+        told |= {"qk_activ": cell["qk_activ"].replace("none", "no gelu"), "bug": "bug " + cell["bug"]}
+        return ", ".join(told.get(key, core.cell_name(cell, [key])) for key in keys)
+
+    varies, plt = core.varying(run.cells), core.pyplot()
+    across = [key for key in ("qk_norm", "qk_activ", "bug") if key in varies]
+    down = [key for key in varies if key not in across]
+    places = [(words(cell, down), words(cell, across)) for cell in run.cells]
+    rows, columns = (list(dict.fromkeys(names)) for names in zip(*places, strict=True))
+    base, colour, table = np.array(run.values(0, "loss")), np.full((len(rows), len(columns)), np.nan), {}
+    figure, axes = plt.subplots(figsize=(3.4 + 1.25 * len(columns), 2.0 + 0.55 * len(rows)))
+    for i, (row, column) in enumerate(places):
+        table[f"{row} | {column}"] = np.array(run.values(i, "loss")) - base
+        mean, low, high, _ = core.mean_interval(table[f"{row} | {column}"])
+        at = rows.index(row), columns.index(column)
+        colour[at] = mean
+        text = f"{mean:+.3f}" + f"\n±{(high - low) / 2:.3f}" * (0 < high - low < np.inf)
+        axes.text(at[1], at[0], text, ha="center", va="center", fontsize=9, color="white" if abs(mean) > 0.2 else "black")
+    image = axes.imshow(colour, cmap="RdBu_r", vmin=-0.3, vmax=0.3, aspect="auto")
+    axes.set_xticks(range(len(columns)), [textwrap.fill(name, 12) for name in columns], fontsize=10)
+    axes.set_yticks(range(len(rows)), rows, fontsize=10)
+    axes.grid(False)
+    figure.colorbar(image, label="nats a byte", extend="both")
+    finding = f"Held-out loss above that of {rows[0]}, {columns[0]} ({core.brief(base.mean())} nats a byte), ± its 95% interval"
+    figure.suptitle(textwrap.fill(finding, int(10 * figure.get_size_inches()[0])), fontsize=12)
     curves = core.curves_figure(
-        run, "curves", headline(run).capitalize(), lambda cell, result: {core.cell_name(cell, told): result["curve"]},
-        panels, "step", "held-out loss, nats a byte", every=every)  # fmt: skip
-    return [heat_map(run), curves]
+        run, "curves", headline(run).capitalize(), lambda cell, result: {words(cell, across): result["curve"]}, down, "step",
+        "held-out loss, nats a byte", every=max(run.cells[0]["steps"] // 10, 1))  # fmt: skip
+    curves.figure.axes[0].set_ylim(1.8, 3.5)  # the first steps come down from 5.7
+    return [core.Figure("heat", figure, finding, table), curves]
 
 
 SMOKE = {"attn_activ": ("softmax", "sigmoid", "tanh"), "qk_norm": ("none", "fro_norm"), "qk_activ": ("none",),
