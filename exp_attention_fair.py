@@ -2,18 +2,18 @@
 
 Entry       attention notebook, 2024-10-10, "Ablations", and what its authors asked later
 Hypothesis  Ours. Each setting at its own best learning rate: rms_norm and the norm behind attention cost nothing, fro_norm still
-            does; and with rms_norm the choice of the rate matters less. A sigmoid is as good as softmax where the linear bias keeps
-            the sum of its weights near one; with rotary positions or none that sum grows with the row, a sigmoid is worse, and
-            -log of the length added to its logits mends it; -log of the row is no better than that. With the linear bias they hurt.
-            fro_norm fails because its logits stay within 1 / root of the channels: a large fixed scale mends it; a scale that is
-            learned from there is too slow to.
+            does, as do tanh and none; and with rms_norm the choice of the rate matters less. A sigmoid is as good as softmax where
+            the linear bias keeps the sum of its weights near one; with rotary positions or none that sum grows with the row, a
+            sigmoid is worse, and -log of the length added to its logits mends it; -log of the row is no better than that. With the
+            linear bias they hurt. fro_norm fails because its logits stay within 1 / root of the channels: a large fixed scale
+            mends it; a scale that is learned from there is too slow to.
 Rule        5 paired seeds, 250 steps. Loss of a setting: at the rate that is best on the mean of the other seeds, so that choosing
             gains nothing by chance. Nats a token, as in attention_ablation. "Nothing", "as good": below 0.1; worse: over 0.1. A
             claim stands if the 95% interval of every check lies in its range, and falls if one lies wholly outside.
 Cost        about 25 min on 2 cores with the defaults, the rates. Positions, 20 min: `--qk-norm none --post-attn-norm none
             --position linear rotary none --logit-bias none length row --logit-scale root root-learned --lr 1e-3 2e-3`. Scales,
             10 min: `--qk-norm fro_norm none --post-attn-norm none --logit-scale root root-learned high high-learned
-            --lr 1e-3 2e-3`
+            --lr 1e-3 2e-3`. Activations, 7 min: `--attn-activ softmax tanh none --qk-norm none --post-attn-norm none`
 """
 
 import numpy as np
@@ -88,6 +88,8 @@ CLAIMS = [
     Claim("tuned, rms_norm costs nothing", "later", [costs(*FREE, one | RMS, one) for one in BOTH]),
     Claim("tuned, post_attn_norm costs nothing", "later", [costs(*FREE, one | BEHIND, one) for one in BOTH]),
     Claim("tuned, fro_norm still costs", "later", [costs(*WORSE, one | FRO, one) for one in BOTH]),
+    Claim("tuned, tanh and none are still bad", "Ablations",
+          [costs(*WORSE, {"attn_activ": kind}, SOFTMAX) for kind in ("tanh", "none")]),
     Claim("with rms_norm the rate matters less", "later",
           [costs(ANY_BELOW, 0, one | RMS, one, "cost of not tuning") for one in BOTH]),
     Claim("tuned, sigmoid is as good as softmax with the linear bias", "later", [costs(*SAME, SIGMOID, SOFTMAX)]),
