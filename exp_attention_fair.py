@@ -127,6 +127,11 @@ def figures(run: core.Run) -> list[core.Figure]:
     top = max(np.nanmedian(run.values(i, "loss")) for i in range(len(run.cells)))
     low = min(np.nanmin(run.values(i, "loss")) for i in range(len(run.cells)))
     curves.figure.axes[0].set_ylim(low - 0.02, min(top, low + 0.6) + 0.02)
+    rates = sorted({cell["lr"] for cell in run.cells})
+    for axes in curves.figure.axes:
+        axes.set_xticks(rates, [f"{1e3 * rate:g}" for rate in rates])
+        axes.minorticks_off()
+        axes.set_xlabel("learning rate / 0.001")
     rows = {setting: {"loss": loss} for setting, (loss, _, _) in tuned(run).items()}
     return [curves, core.dots_figure(rows, "tuned", headline(run).capitalize(), "held-out loss at the tuned rate, nats a byte")]
 
