@@ -118,7 +118,9 @@ def figures(run: core.Run) -> list[core.Figure]:
 SMOKE = {"attn_activ": ("softmax", "sigmoid", "tanh"), "qk_norm": ("none", "fro_norm"), "qk_activ": ("none",),
          "layers": (1,), "dim": (8,), "heads": (2,), "length": (16,), "batch": (2,), "steps": (10,)}  # fmt: skip
 METRICS = ["loss", "bits", "token_loss", "steps", "tokens", "gradient_norm"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
+EXPERIMENT = core.Experiment(
+    __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, memory=core.language_memory
+)
 
 
 def main(argv: list[str] | None = None) -> int:

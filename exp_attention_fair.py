@@ -139,7 +139,9 @@ def figures(run: core.Run) -> list[core.Figure]:
 SMOKE = {"qk_norm": ("none", "rms_norm"), "post_attn_norm": ("none",), "lr": (1e-3, 2e-3), "layers": (1,), "dim": (8,),
          "heads": (2,), "length": (16,), "batch": (2,), "steps": (10,)}  # fmt: skip
 METRICS = ["loss", "bits", "steps", "tokens", "gradient_norm"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived)
+EXPERIMENT = core.Experiment(
+    __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, memory=core.language_memory
+)
 
 
 def main(argv: list[str] | None = None) -> int:

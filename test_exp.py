@@ -239,6 +239,7 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_attention_ablation", ["--text", sys.executable], f"--text {sys.executable}: not a UTF-8 text"),
         ("exp_attention_ablation", ["--text", str(HERE / "ruff.toml")], "too short"),
         ("exp_attention_ablation", ["--length", "100000000"], "--length 100000000"),
+        ("exp_attention_ablation", ["--length", "100000"], "--length 100000: needs about"),
         ("exp_attention_confound", ["--pace", "steps", "--gain", "1"], "--gain"),
         ("exp_attention_fair", ["--attn-activ", "softmax", "--logit-bias", "row"], "--logit-bias"),
         ("exp_attention_speed", ["--batch-length", "8"], "--batch-length 8"),
