@@ -124,9 +124,8 @@ def figures(run: core.Run) -> list[core.Figure]:
     curves = core.sweep_figure(
         run, "rates", headline(run).capitalize(), "lr", ["loss"], "held-out loss, nats a byte", panels, log="x"
     )
-    top = max(np.nanmedian(run.values(i, "loss")) for i in range(len(run.cells)))
-    low = min(np.nanmin(run.values(i, "loss")) for i in range(len(run.cells)))
-    curves.figure.axes[0].set_ylim(low - 0.02, min(top, low + 0.6) + 0.02)
+    losses = np.array([run.values(i, "loss") for i in range(len(run.cells))])
+    curves.figure.axes[0].set_ylim(np.nanmin(losses) - 0.02, min(np.nanmax(losses), np.nanmin(losses) + 0.8) + 0.02)
     rates = sorted({cell["lr"] for cell in run.cells})
     for axes in curves.figure.axes:
         axes.set_xticks(rates, [f"{1e3 * rate:g}" for rate in rates])
