@@ -88,7 +88,7 @@ def figures(run: core.Run) -> list[core.Figure]:
         return ", ".join(told.get(key, core.cell_name(cell, [key])) for key in keys)
 
     varies, plt = core.varying(run.cells), core.pyplot()
-    across = [key for key in ("qk_norm", "qk_activ", "bug") if key in varies]
+    across = [key for key in ("qk_norm", "qk_activ") if key in varies]
     down = [key for key in varies if key not in across]
     places = [(words(cell, down), words(cell, across)) for cell in run.cells]
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*places, strict=True))
