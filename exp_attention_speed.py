@@ -7,7 +7,7 @@ Hypothesis  Ours. At 8 x 512 bytes and 4 heads the fused softmax takes 1 / 1.7 o
 Rule        Interleaved medians in one process, one thread, from queries, keys and values on, 5 seeds; memory: the most that one
             call adds in a process of its own. A claim stands if the 95% interval of the geometric mean is in its range, and falls
             if out of it.
-Cost        about 3 min with --jobs 1, as recorded
+Cost        about 8 min with --jobs 1, as recorded
 """
 
 import math
