@@ -3122,6 +3122,7 @@ def load_text(source: str) -> Text:
 
 
 def as_text(train: str, held_out: str) -> Text:
+    """Both parts as bytes, with their sha256."""
     one, other = train.encode(), held_out.encode()
     return Text(*(np.frombuffer(part, np.uint8) for part in (one, other)), hashlib.sha256(one + b"\0" + other).hexdigest())
 

@@ -115,7 +115,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     return [core.Figure("heat", figure, finding, table), curves]
 
 
-SMOKE = {"attn_activ": ("softmax", "sigmoid", "tanh"), "qk_norm": ("none", "fro_norm"), "qk_activ": ("none",),
+SMOKE = {"attn_activ": ("softmax", "tanh"), "qk_norm": ("none", "fro_norm"), "qk_activ": ("none",), "post_attn_norm": ("none",),
          "layers": (1,), "dim": (8,), "heads": (2,), "length": (16,), "batch": (2,), "steps": (10,)}  # fmt: skip
 METRICS = ["loss", "bits", "token_loss", "steps", "tokens", "gradient_norm"]
 EXPERIMENT = core.Experiment(

@@ -139,8 +139,8 @@ def figures(run: core.Run) -> list[core.Figure]:
     return [core.dots_figure(rows, "loss", headline(run).capitalize(), "held-out loss, nats a byte"), steps]
 
 
-SMOKE = {"attn_activ": ("softmax",), "layers": (1,), "dim": (8,), "heads": (2,), "length": (16,), "batch": (2,), "steps": (12,),
-         "growth": (2,), "first_length": (4,)}  # fmt: skip
+SMOKE = {"pace": ("notebook", "borrowed"), "attn_activ": ("softmax",), "layers": (1,), "dim": (8,), "heads": (2,),
+         "length": (16,), "batch": (2,), "steps": (12,), "growth": (2,), "first_length": (4,)}  # fmt: skip
 METRICS = ["loss", "bits", "token_loss", "steps", "tokens", "last_length", "gradient_norm", "early_gradient"]
 EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, memory=core.language_memory

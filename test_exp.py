@@ -146,6 +146,7 @@ def smoke_cell(script, **changes):
 def smoke_size(script, arm):
     """An arm with its numbers no larger than in the smoke run."""
     smoke = {key: values[0] for key, values in script.EXPERIMENT.smoke.items() if isinstance(values[0], (int, float))}
+    smoke |= {key: values[0] for key, values in script.EXPERIMENT.smoke.items() if key == "batch_length"}
     return {key: min(value, smoke[key]) if key in smoke and not isinstance(value, str) else value for key, value in arm.items()}
 
 
