@@ -85,7 +85,7 @@ def figures(run: core.Run) -> list[core.Figure]:
         told = {"attn_activ": cell["attn_activ"].replace("none", "no activation"), "qk_norm": "q,k " + short[cell["qk_norm"]]}
         told |= {"post_attn_norm": "post " + short[cell["post_attn_norm"]], "position": f"{cell['position']} position"}
         told |= {"qk_activ": cell["qk_activ"].replace("none", "no gelu"), "bug": "bug " + cell["bug"]}
-        return ", ".join(told.get(key, core.cell_name(cell, [key])) for key in keys)
+        return ", ".join(told.get(key, core.cell_name(cell, [key])) for key in keys) or "loss"
 
     varies, plt = core.varying(run.cells), core.pyplot()
     across = [key for key in ("qk_norm", "qk_activ") if key in varies]
