@@ -21,6 +21,9 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     16 Circuits
     17 Text
     18 Language models
+    19 Graph questions
+    20 Graph attention
+    21 Answering
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -42,6 +45,7 @@ import fcntl
 import functools
 import gc
 import hashlib
+import inspect
 import io
 import itertools
 import json
@@ -3383,3 +3387,672 @@ def train_on_text(config: dict, seed: int, pace: Callable | None = None) -> dict
         "at": np.array([*at, len(lengths)], np.float32),
         "diverged": math.nan if finite.all() else float(finite.argmin()),
     }
+
+
+# %% 19 Graph questions
+
+KINDS = ("query", "passage query", "passage", "subject", "object", "entity", "candidate")  # of nodes; subject, object: mentions
+QUERY, PASSAGE_QUERY, PASSAGE, SUBJECT, OBJECT, ENTITY, CANDIDATE = range(len(KINDS))
+LINKS = ("passage", "entity", "sentence", "coreference")  # of a mention: to its passage, its entity, and mentions of either
+MOST_HOPS = 3
+SLOTS = MOST_HOPS + 2  # of a node's words: a name (the query's start), relations (a mention: the rest of its sentence), a text
+MASK_WORD, FIRST_WORD = 1, 2  # word 0 stands for words that are not known
+QUERY_FORMS = ("start", "none", "everywhere", "node", "nodes", "everywhere-marked", "node-marked")
+
+
+class Questions(NamedTuple):
+    """Q questions as nodes with words, without edges yet, packed question after question; the first node of each is its query.
+    Indices are of nodes, -1 for none. kind, question [V]; entity, passage, sentence [V]: what a mention belongs to (an entity's
+    is itself, so is a passage's; sentences have numbers of their own); step [V]: of the gold chain, that a mention states, from 1
+    on, 0 none; word, node, slot [W]: node by node, the words each starts from; start, answer [Q]: entities; hops [Q]; floor,
+    no_start [Q]: chance that the best guess is right without the query, and with its relations but not its start (NaN: unknown)."""
+
+    kind: np.ndarray
+    question: np.ndarray
+    entity: np.ndarray
+    passage: np.ndarray
+    sentence: np.ndarray
+    step: np.ndarray
+    word: np.ndarray
+    node: np.ndarray
+    slot: np.ndarray
+    start: np.ndarray
+    answer: np.ndarray
+    hops: np.ndarray
+    floor: np.ndarray
+    no_start: np.ndarray
+
+
+def chains(objects: np.ndarray, hops: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All chains of `hops` different relations. objects [Q, entities, relations]: whom a fact names, -1 none. Returns path
+    [hops + 1, Q, entities, C], the entities on the chain from each start along each of C lists of relations; whether it is there
+    and meets no entity twice [Q, entities, C]; the lists [C, hops]."""
+    q, entities, relations = objects.shape
+    lists = np.array(list(itertools.permutations(range(relations), hops)))
+    path, found = [np.broadcast_to(np.arange(entities)[:, None], (q, entities, len(lists)))], True
+    for step in range(hops):
+        at = (path[-1] * relations + lists[:, step]).reshape(q, -1)
+        end = np.take_along_axis(objects.reshape(q, -1), at, 1).reshape(path[0].shape)
+        found = found & (end >= 0) & np.all([end != earlier for earlier in path], 0)
+        path.append(np.maximum(end, 0))
+    return np.stack(path), found, lists
+
+
+def draw_questions(rng: np.random.Generator, count: int, hops: int, world: dict) -> Questions:
+    """Questions on facts of their own: `world` tells how many `entities` (drawn from so many `names`), `relations`, `facts`
+    (subject, relation, object; a subject and relation have one object at most), facts `restated`, `passages` they are spread over
+    evenly, and `candidates`, the answer among them. A question is a start and `hops` different relations, uniform among the chains
+    that meet no entity twice, so that nothing but the query tells them apart; graphs without one are drawn anew. A sentence
+    "subject relation object" makes two mentions. Words: FIRST_WORD + name, behind all names + relation."""
+    e, r, passages, told = world["entities"], world["relations"], world["passages"], world["facts"] + world["restated"]
+    kept, missing = [], count
+    while missing > 0:
+        n = missing + missing // 8 + 8
+        cells = rng.random((n, e * r)).argsort(1)[:, : world["facts"]]
+        subject, relation = np.divmod(cells, r)
+        facts = np.stack([subject, relation, (subject + rng.integers(1, e, cells.shape)) % e])  # [3, n, facts]
+        objects = np.full((n, e * r), -1)
+        np.put_along_axis(objects, cells, facts[2], 1)
+        path, found, lists = chains(objects.reshape(n, e, r), hops)
+        have = found.any((1, 2))
+        kept.append((facts[:, have], path[:, have], found[have]))
+        missing -= have.sum()
+    facts, path = (np.concatenate([part[i] for part in kept], 1)[:, :count] for i in (0, 1))
+    found, every = np.concatenate([part[2] for part in kept])[:count].reshape(count, -1), np.arange(count)
+    pick = (rng.random(found.shape) * found).argmax(1)
+    gold, asked = path.reshape(hops + 1, count, -1)[:, every, pick], lists[pick % len(lists)]  # [hops + 1, Q], [Q, hops]
+    keys = rng.random((count, e))
+    keys[every, gold[-1]] = 2
+    candidate = keys >= np.sort(keys, 1)[:, [-world["candidates"]]]
+    chances = []
+    for known in (found, found & (np.arange(found.shape[1]) % len(lists) == pick[:, None] % len(lists))):
+        ends = np.zeros((count, e))
+        np.add.at(ends, (np.nonzero(known)[0], path[-1].reshape(count, -1)[known]), 1)
+        chances.append((ends * candidate).max(1) / (ends * candidate).sum(1))
+    order = (np.arange(told) % world["facts"])[rng.random((count, told)).argsort(1)]
+    subject, relation, object_ = (np.take_along_axis(column, order, 1) for column in facts)  # a sentence each: [Q, told]
+    step = sum((i + 1) * ((subject == gold[i, :, None]) & (relation == asked[:, [i]])) for i in range(hops))
+    sizes = (1, e, passages, told, told)  # query, entities, passages, subjects, objects
+    base = every[:, None] * sum(sizes)
+    own = [base + start + np.arange(size) for start, size in zip(np.cumsum((0, *sizes)), sizes, strict=False)]
+    home, sentence = own[2][:, np.arange(told) * passages // told], every[:, None] * told + np.arange(told)
+
+    def columns(*parts: np.ndarray | int) -> np.ndarray:
+        return np.concatenate([np.broadcast_to(p, (count, size)) for p, size in zip(parts, sizes, strict=True)], 1).ravel()
+
+    name = rng.random((count, world["names"])).argpartition(e - 1, 1)[:, :e] + FIRST_WORD
+    said, heard, relation = (
+        np.take_along_axis(name, subject, 1),
+        np.take_along_axis(name, object_, 1),
+        relation + FIRST_WORD + world["names"],
+    )
+    query = [(name[every, gold[0]][:, None], own[0], 0)]
+    query += [(asked[:, [i]] + FIRST_WORD + world["names"], own[0], 1 + i) for i in range(hops)]
+    words = [*query, (name, own[1], 0), *((w, home, SLOTS - 1) for w in (said, relation, heard))]
+    words += [(said, own[3], 0), (relation, own[3], 1), (heard, own[4], 0), (relation, own[4], 1)]
+    word, node = (np.concatenate([part[i].ravel() for part in words]) for i in (0, 1))
+    slot, order = np.concatenate([np.full(part[0].size, part[2]) for part in words]), node.argsort(kind="stable")
+    kind = columns(QUERY, np.where(candidate, CANDIDATE, ENTITY), PASSAGE, SUBJECT, OBJECT)
+    entity = columns(-1, own[1], -1, own[1][:, :1] + subject, own[1][:, :1] + object_)
+    parts = (
+        kind,
+        np.repeat(every, sum(sizes)),
+        entity,
+        columns(-1, -1, own[2], home, home),
+        columns(-1, -1, -1, sentence, sentence),
+    )
+    at = (own[1][every, gold[0]], own[1][every, gold[-1]], np.full(count, hops))
+    return Questions(*parts, columns(0, 0, 0, step, step), word[order], node[order], slot[order], *at, *chances)
+
+
+OF_NODE, OF_WORD = Questions._fields[:6], Questions._fields[6:9]  # what a field has a row for; the others: for a question
+COUNTED_BY = {"question": "hops", "sentence": "sentence"} | dict.fromkeys(("entity", "passage", "node", "start", "answer"), "kind")
+
+
+def join_questions(parts: Sequence[Questions]) -> Questions:
+    """Several lists of questions as one."""
+    columns = {}
+    for name in Questions._fields:
+        values, offset = [], 0
+        for part in parts:
+            column, counted = getattr(part, name), COUNTED_BY.get(name)
+            values.append(np.where(column >= 0, column + offset, -1) if counted else column)
+            offset += len(part.kind) if counted == "kind" else len(part.hops) if counted == "hops" else part.sentence.max() + 1
+        columns[name] = np.concatenate(values)
+    return Questions(**columns)
+
+
+def take_questions(questions: Questions, edges: np.ndarray, which: np.ndarray) -> tuple[Questions, np.ndarray]:
+    """Some of the questions (numbers, ascending), with their edges [2, E]."""
+    chosen = np.isin(questions.question, which)
+    new, number = np.where(chosen, chosen.cumsum() - 1, -1), np.searchsorted(which, questions.question)
+    columns = {}
+    for name, column in questions._asdict().items():
+        column = column[chosen if name in OF_NODE else chosen[questions.node] if name in OF_WORD else which]
+        columns[name] = np.where(column >= 0, new[column], -1) if COUNTED_BY.get(name) == "kind" else column
+    columns["question"] = number[chosen]
+    return Questions(**columns), new[edges[:, chosen[edges[0]]]]
+
+
+def pairs_within(group: np.ndarray) -> np.ndarray:
+    """All ordered pairs of different nodes in an equal group >= 0: [2, pairs]."""
+    nodes = np.nonzero(group >= 0)[0]
+    nodes = nodes[group[nodes].argsort(kind="stable")]
+    first, last = (np.searchsorted(group[nodes], group[nodes], side) for side in ("left", "right"))
+    one = np.repeat(np.arange(len(nodes)), last - first)
+    other = np.arange(len(one)) - np.repeat((last - first).cumsum() - last, last - first)
+    return nodes[np.stack([one, other])[:, one != other]]
+
+
+def link(questions: Questions, links: Sequence[str]) -> np.ndarray:
+    """Edges source -> target between all nodes but queries, by some of LINKS: [2, E], both directions, no loops."""
+    mention = np.isin(questions.kind, (SUBJECT, OBJECT))
+    edges, mentions = [np.zeros((2, 0), int)], np.nonzero(mention)[0]
+    for name in links:
+        if name in ("passage", "entity"):
+            there = np.stack([mentions, getattr(questions, name)[mentions]])
+            edges += [there, there[::-1]]
+        else:
+            edges.append(pairs_within(np.where(mention, questions.sentence if name == "sentence" else questions.entity, -1)))
+    return np.concatenate(edges, 1)
+
+
+def words_in(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def read_question(row: dict, word_number: Callable[[str], int]) -> Questions:
+    """One question of the user's: a row of the form that `load_questions` tells. Names are found in sentences word by word, longer
+    ones first. Raises ValueError that says what is wrong."""
+    for key, kind in (("start", str), ("answer", str), ("relations", list), ("passages", list), ("candidates", list)):
+        if not isinstance(row.get(key), kind) or not row[key]:
+            raise ValueError(f'"{key}" has to be a {"text" if kind is str else "list of texts"}')
+    named = [*row["candidates"], row["start"], row["answer"], *row.get("entities", [])]
+    if not all(isinstance(text, str) and words_in(text) for text in (*named, *row["passages"], *row["relations"])):
+        raise ValueError("names, relations and passages have to be texts with a word in them")
+    names = list(dict.fromkeys(tuple(words_in(name)) for name in named))
+    candidates = {tuple(words_in(name)) for name in row["candidates"]}
+    start, answer = tuple(words_in(row["start"])), tuple(words_in(row["answer"]))
+    if answer not in candidates:
+        raise ValueError('"answer" has to stand among "candidates"')
+    if len(row["relations"]) > MOST_HOPS:
+        raise ValueError(f'"relations" has {len(row["relations"])}, at most {MOST_HOPS} can be followed')
+    pattern = re.compile("|".join(rf"(?<!\S)(?:{' '.join(name)})(?!\S)" for name in sorted(names, key=len, reverse=True)))
+    nodes = [(QUERY, -1, -1, -1)] + [(CANDIDATE if name in candidates else ENTITY, 1 + i, -1, -1) for i, name in enumerate(names)]
+    words = [(w, 0, 0) for w in start] + [(w, 0, 1 + i) for i, text in enumerate(row["relations"]) for w in words_in(text)]
+    words += [(w, 1 + i, 0) for i, name in enumerate(names) for w in name]
+    sentences = 0
+    for passage in row["passages"]:
+        home = len(nodes)
+        nodes.append((PASSAGE, -1, home, -1))
+        words += [(w, home, SLOTS - 1) for w in words_in(passage)]
+        for sentence in re.split(r"[.!?](?:\s|$)", passage):
+            flat = " ".join(words_in(sentence))
+            rest = pattern.sub(" ", flat).split()
+            for i, found in enumerate(pattern.finditer(flat)):
+                name = tuple(found[0].split(" "))
+                words += [(w, len(nodes), 0) for w in name] + [(w, len(nodes), 1) for w in rest]
+                nodes.append((OBJECT if i else SUBJECT, 1 + names.index(name), home, sentences))
+            sentences += 1
+    kind, entity, home, sentence = (np.array(column) for column in zip(*nodes, strict=True))
+    word, node, slot = (np.array(column) for column in zip(*((word_number(w), n, s) for w, n, s in words), strict=True))
+    zeros, unknown = np.zeros(len(kind), int), np.array([math.nan])
+    at = (np.array([1 + names.index(name)]) for name in (start, answer))
+    return Questions(
+        kind, zeros, entity, home, sentence, zeros, word, node, slot, *at, np.array([len(row["relations"])]), unknown, unknown
+    )
+
+
+@functools.cache
+def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.ndarray, int, str]:
+    """The user's questions, their edges [2, E], how many words are known, and the file's sha256. A line each, an object with
+    "passages", "candidates", "relations" (1 to 3) as lists of texts, "start" and "answer", and maybe "entities", other names to
+    be linked. Words and edges are kept apart in runs/: another edge rule reads no text again. Raises UsageError naming the line."""
+    try:
+        content = Path(source).read_bytes()
+    except OSError as error:
+        raise UsageError(f"--questions {source}: cannot be read ({error.strerror}); name a .jsonl file") from None
+    made_by = [content, *(inspect.getsource(function).encode() for function in (words_in, read_question, link))]
+    words, edges = (hashlib.sha256(b"".join(made_by[:n])).hexdigest()[:16] for n in (3, 4))
+    read = keep_arrays(f"words-{words}", lambda: read_all(source, content))
+    known, questions = int(read.pop("known")), Questions(**read)
+    found = keep_arrays(f"edges-{edges}-{'-'.join(links)}", lambda: {"edges": link(questions, links)})
+    return questions, found["edges"], known, hashlib.sha256(content).hexdigest()[:16]
+
+
+def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
+    """The fields of all questions in a file, and how many words are known."""
+    number, parts = {}, []
+    for i, line in enumerate(filter(bytes.strip, content.splitlines())):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            parts.append(read_question(row, lambda word: number.setdefault(word, FIRST_WORD + len(number))))
+        except (ValueError, TypeError) as error:
+            reason = "not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else error
+            raise UsageError(f"--questions {source}: line {i + 1}: {reason}; see the README for the form") from None
+    if len(parts) < 10:
+        raise UsageError(f"--questions {source}: {len(parts)} questions; give at least 10, a question a line")
+    return join_questions(parts)._asdict() | {"known": np.array(FIRST_WORD + len(number))}
+
+
+def keep_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What make() returns, from runs/ if it lies there; a place to keep it is a convenience."""
+    path = REPOSITORY / "runs" / f"{name}.npz"
+    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+    arrays, content = make(), io.BytesIO()
+    np.savez(content, **arrays)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content.getvalue())
+    return arrays
+
+
+# %% 20 Graph attention
+
+
+@dataclass
+class Edges:
+    """An edge list source -> target over V nodes, sorted by target, with its transpose. kind [V] int64: of nodes. type [E]: kind of
+    the target times len(KINDS) plus kind of the source. by_source orders the edges by source; offsets: where a node's begin."""
+
+    source: Tensor
+    target: Tensor
+    kind: Tensor
+
+    def __post_init__(self):
+        order, nodes = self.target.argsort(stable=True), torch.arange(len(self.kind) + 1, device=self.kind.device)
+        self.source, self.target = self.source[order], self.target[order]
+        self.by_source = self.source.argsort(stable=True)
+        self.source_sorted, self.target_by_source = self.source[self.by_source], self.target[self.by_source]
+        self.offsets, self.source_offsets = (torch.searchsorted(x, nodes) for x in (self.target, self.source_sorted))
+        self.type = self.kind[self.target] * len(KINDS) + self.kind[self.source]
+
+
+def edge_products(one: Tensor, at: Tensor, other: Tensor, by: Tensor, block: int = 4096) -> Tensor:
+    """Scalar products of rows: one, other [V, H, D/H]; at, by [E] -> [E, H], in blocks of edges that stay in the cache."""
+    out = one.new_empty(len(at), one.shape[1])
+    for i, j, done in zip(at.split(block), by.split(block), out.split(block), strict=True):
+        torch.sum(one.index_select(0, i).mul_(other.index_select(0, j)), -1, out=done)
+    return out
+
+
+class EdgeAttention(torch.autograd.Function):
+    """See `edge_attention`. By hand, since nothing of size [E, D] is kept or made: products go block by block, and weighted sums
+    are embedding bags. The sum over a softmax's row of weight times gradient is the scalar product of output and gradient."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges):
+        logits = edge_products(query, edges.target, key, edges.source).add_(types.index_select(0, edges.type))
+        top = torch.segment_reduce(logits, "max", offsets=edges.offsets, initial=-math.inf)
+        weight = logits.sub_(top.index_select(0, edges.target)).exp_()
+        total = torch.segment_reduce(weight, "sum", offsets=edges.offsets, initial=0.0)
+        weight = weight.div_(total.index_select(0, edges.target))
+        out = edge_sums(weight, value, edges.source, edges.offsets)
+        ctx.save_for_backward(query, key, value, types, weight, out)
+        ctx.edges = edges
+        ctx.mark_non_differentiable(weight)
+        return out, weight
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _):
+        query, key, value, types, weight, out = ctx.saved_tensors
+        e, gradient = ctx.edges, gradient.contiguous()
+        back = edge_products(gradient, e.target, value, e.source)
+        back = back.sub_((gradient * out).sum(-1).index_select(0, e.target)).mul_(weight)  # of logits
+        to_query = edge_sums(back, key, e.source, e.offsets)
+        to_key = edge_sums(back.index_select(0, e.by_source), query, e.target_by_source, e.source_offsets)
+        to_value = edge_sums(weight.index_select(0, e.by_source), gradient, e.target_by_source, e.source_offsets)
+        to_types = torch.zeros_like(types).scatter_add_(0, e.type[:, None].expand_as(back), back)
+        return to_query, to_key, to_value, to_types, None
+
+
+def edge_sums(weight: Tensor, rows: Tensor, which: Tensor, offsets: Tensor) -> Tensor:
+    """Sums of weight [E, H] times rows[which], rows [V, H, D/H], over the edges of each node: [V, H, D/H]."""
+    heads = zip(weight.unbind(1), rows.unbind(1), strict=True)
+    bag = functools.partial(F.embedding_bag, which, offsets=offsets, mode="sum", include_last_offset=True)
+    return torch.stack([bag(x.contiguous(), per_sample_weights=w.contiguous()) for w, x in heads], 1)
+
+
+def edge_attention(query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+    """Attention along edges: for every node the softmax over its incoming edges of query k^T + types[type of the edge], times
+    values. query (scaled), key, value [V, H, D/H]; types [kinds x kinds, H]. Returns what is mixed [V, H, D/H], 0 for a node
+    without edges, and the weights [E, H] in the order of `edges`, without gradient."""
+    return EdgeAttention.apply(query.contiguous(), key.contiguous(), value.contiguous(), types, edges)
+
+
+def dense_attention(query: Tensor, key: Tensor, value: Tensor, types: Tensor, kind: Tensor, keep: Tensor) -> Tensor:
+    """`edge_attention` through torch's fused one, over all pairs: query, key, value [B, H, N, D/H]; kind [B, N]; keep [B, N, N],
+    target by source. The logit of a pair of kinds is one more channel a kind: types[own kind] in the query, the one-hot kind in the
+    key."""
+    width, kinds = value.shape[-1], len(KINDS)
+    own = types.view(kinds, kinds, -1)[kind].permute(0, 3, 1, 2)  # [B, H, N, kinds]
+    other = F.one_hot(kind, kinds).to(key.dtype)[:, None].expand_as(own)
+    query, key = torch.cat([query, own], -1), torch.cat([key, other], -1)
+    return F.scaled_dot_product_attention(query, key, F.pad(value, (0, kinds)), attn_mask=keep[:, None], scale=1.0)[..., :width]
+
+
+class QuestionBatch:
+    """Questions in one of QUERY_FORMS, ready for a QuestionModel, packed, on the device. A query node is joined to all nodes of its
+    question; "nodes" adds one a passage, with its words beside the query's, joined to the passage and its mentions. candidate [Q,
+    C]: nodes, -1 none; answer [Q]: column in it. watched: a list, if layers are to append their attention weights [E, H] to it."""
+
+    def __init__(self, questions: Questions, edges: np.ndarray, form: str):
+        kind, question, count = questions.kind, questions.question, len(questions.hops)
+        word, node, slot, queries = questions.word, questions.node, questions.slot, np.nonzero(kind == QUERY)[0]
+        joined = [edges]
+        if form.startswith("nodes"):
+            passage = np.nonzero(kind == PASSAGE)[0]
+            new = len(kind) + np.arange(len(passage))
+            members = np.nonzero(questions.passage >= 0)[0]
+            own = np.zeros(len(kind), int)
+            own[passage] = new
+            there = np.stack([members, own[questions.passage[members]]])
+            read, asked = kind[node] == PASSAGE, np.nonzero(kind[node] == QUERY)[0]
+            first, last = (np.searchsorted(question[node[asked]], question[passage], side) for side in ("left", "right"))
+            times = last - first
+            copied = asked[np.arange(times.sum()) + np.repeat(first - times.cumsum() + times, times)]
+            word, slot = (np.concatenate([x, x[read], x[copied]]) for x in (word, slot))
+            node = np.concatenate([node, own[node[read]], np.repeat(new, times)])
+            kind, question = np.append(kind, np.full(len(new), PASSAGE_QUERY)), np.append(question, question[passage])
+            joined += [there, there[::-1]]
+        if form.startswith("node"):
+            others = np.nonzero(kind != QUERY)[0]
+            there = np.stack([others, queries[question[others]]])
+            joined += [there, there[::-1]]
+        source, target = np.concatenate([*joined, np.tile(np.arange(len(kind)), (2, 1))], 1)
+        self.form, self.count, self.floor, self.no_start = form, count, questions.floor, questions.no_start
+        send = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(Runtime.device)  # noqa: E731
+        self.edges = Edges(send(source), send(target), send(kind.astype(np.int64)))
+        self.kind, self.question, self.queries, self.watched = self.edges.kind, send(question), send(queries), None
+        order, bag = node.argsort(kind="stable"), node * SLOTS + slot
+        used, index = np.unique(word, return_inverse=True)
+        self.used, self.word = send(used), send((index + slot * len(used))[order])  # rows of a table [SLOTS, used words]
+        self.word_weight = send((1 / np.bincount(bag)[bag])[order].astype(np.float32))  # mean over a node's words in a slot
+        self.word_offsets = send(np.searchsorted(node[order], np.arange(len(kind))))
+        self.start = send(np.nonzero(questions.entity == questions.start[questions.question])[0])
+        candidate = np.nonzero(kind == CANDIDATE)[0]
+        sizes = np.bincount(question[candidate], minlength=count)
+        column, table = np.arange(len(candidate)) - np.repeat(sizes.cumsum() - sizes, sizes), np.full((count, sizes.max()), -1)
+        table[question[candidate], column] = candidate
+        self.candidate, self.answer = send(table), send((table == questions.answer[:, None]).argmax(1))
+
+    @functools.cached_property
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For `dense_attention`: each node's place among B x N [V]; kinds [B, N]; keep [B, N, N]."""
+        sizes = torch.bincount(self.question)
+        order = self.question.argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[self.question[order]]
+        n = int(sizes.max())
+        place, kind = place + n * self.question, torch.zeros(self.count * n, dtype=torch.int64, device=place.device)
+        kind[place] = self.kind
+        keep = torch.zeros(self.count * n, n, dtype=torch.bool, device=place.device)
+        keep[place[self.edges.target], place[self.edges.source] % n] = True
+        return place, kind.view(-1, n), keep.view(-1, n, n)
+
+
+class KindLinear(nn.Module):
+    """A linear layer for each kind of node: x [V, in], kind [V] -> [V, out]. Source: Schlag, 2021; HGT, Hu et al. 2020."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.parts = nn.ModuleList(Linear(before, after) for _ in KINDS)
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), self.parts[0].out_features)
+        for i, part in enumerate(self.parts):
+            at = (kind == i).nonzero()[:, 0]
+            if len(at):
+                out = out.index_copy(0, at, part(x.index_select(0, at)))
+        return out
+
+
+class SharedLinear(Linear):
+    """A linear layer that does not read the kind."""
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class QuestionLayer(nn.Module):
+    """Pre-norm attention along edges, then feed-forward (twice as wide), x [V, D] -> [V, D]. types: "embedding", "none" or
+    "switch", a weight for each kind; form: "edges" or "dense"."""
+
+    def __init__(self, dim: int, heads: int, types: str, form: str):
+        super().__init__()
+        linear = KindLinear if types == "switch" else SharedLinear
+        self.heads, self.form = heads, form
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.inputs, self.out, self.first, self.last = (
+            linear(dim, 3 * dim),
+            linear(dim, dim),
+            linear(dim, 2 * dim),
+            linear(2 * dim, dim),
+        )
+        self.types = nn.Parameter(torch.zeros(len(KINDS) ** 2, heads), requires_grad=types != "none")
+
+    def mixed(self, x: Tensor, batch: QuestionBatch) -> Tensor:
+        query, key, value = (part.unflatten(1, (self.heads, -1)) for part in self.inputs(x, batch.kind).chunk(3, 1))
+        query = query * query.shape[-1] ** -0.5
+        if self.form == "dense":
+            place, kind, keep = batch.dense
+            padded = [part.new_zeros(kind.numel(), *part.shape[1:]).index_copy(0, place, part) for part in (query, key, value)]
+            padded = [part.unflatten(0, kind.shape).transpose(1, 2) for part in padded]
+            return dense_attention(*padded, self.types, kind, keep).transpose(1, 2).flatten(0, 1).index_select(0, place).flatten(1)
+        mixed, weight = edge_attention(query, key, value, self.types, batch.edges)
+        if batch.watched is not None:
+            batch.watched.append(weight)
+        return mixed.flatten(1)
+
+    def forward(self, x: Tensor, batch: QuestionBatch) -> Tensor:
+        x = x + self.out(self.mixed(self.norm1(x), batch), batch.kind)
+        return x + self.last(F.relu(self.first(self.norm2(x), batch.kind)), batch.kind)
+
+
+class QuestionModel(nn.Module):
+    """A graph transformer that scores candidates: QuestionBatch -> logits [Q, C], -inf where there is no candidate. A node starts
+    from its words (a mean a slot, each slot with a matrix of its own) and its kind. words: how many are known. options: a cell of
+    QUESTION_FLAGS. Source: HDE, Tu et al. 2019; the notebook's query node, 004."""
+
+    def __init__(self, options: dict, words: int):
+        super().__init__()
+        dim, depth = options["dim"], options["depth"]
+        self.embed, self.kinds = nn.Embedding(words, dim), nn.Embedding(len(KINDS), dim)
+        self.slots, self.mark, self.inject = (
+            nn.Parameter(torch.randn(SLOTS, dim, dim) * dim**-0.5),
+            nn.Parameter(torch.randn(dim)),
+            Linear(dim, dim),
+        )
+        nn.init.normal_(self.kinds.weight, std=0.5 * (options["types"] != "none"))
+        self.kinds.weight.requires_grad_(options["types"] != "none")
+        make = functools.partial(QuestionLayer, dim, options["heads"], options["types"], options["form"])
+        self.layers = nn.ModuleList([make()] * depth if options["share"] == "on" else [make() for _ in range(depth)])
+        self.norm, self.readout = nn.LayerNorm(dim), Linear(dim, 1)
+
+    def nodes(self, batch: QuestionBatch) -> Tensor:
+        """Final states of all nodes: [V, D]."""
+        table = (self.embed(batch.used) @ self.slots).flatten(0, 1)
+        x = F.embedding_bag(batch.word, table, batch.word_offsets, mode="sum", per_sample_weights=batch.word_weight)
+        x, query = x + self.kinds(batch.kind), self.inject(x.index_select(0, batch.queries))
+        if batch.form.startswith("everywhere"):
+            x = x + query.index_select(0, batch.question)
+        if batch.form == "start":
+            x = x.index_add(0, batch.start, query.index_select(0, batch.question[batch.start]))
+        if batch.form.endswith("marked"):
+            x = x.index_add(0, batch.start, self.mark.expand(len(batch.start), -1))
+        for layer in self.layers:
+            x = layer(x, batch)
+        return self.norm(x)
+
+    def forward(self, batch: QuestionBatch) -> Tensor:
+        score = self.readout(self.nodes(batch))[:, 0]
+        return score[batch.candidate].masked_fill(batch.candidate < 0, -math.inf)
+
+
+# %% 21 Answering
+
+QUESTION_FLAGS = (
+    Flag("query", one_of(*QUERY_FORMS), ("start",), "where the query is: on the start's nodes, nowhere, on all nodes, a node "
+         "joined to all, with one more for each passage; -marked: the start's nodes are told, too"),
+    Flag("hops", widths, ((1, 2, 3),), "relations of a question, joined by commas: each trial trains on all of them"),
+    Flag("entities", at_least(2), (8,), "entities of a graph"),
+    Flag("relations", at_least(1), (3,), "relations of the world"),
+    Flag("facts", at_least(1), (16,), "facts of a graph"),
+    Flag("restated", at_least(0), (0,), "facts that are told twice"),
+    Flag("passages", at_least(1), (8,), "passages of a graph, in which the facts are told"),
+    Flag("candidates", at_least(2), (6,), "answers to choose from"),
+    Flag("names", at_least(2), (200,), "names of the world"),
+    Flag("links", str, ("passage,entity,sentence,coreference",), f"edges of a mention: some of {','.join(LINKS)}"),
+    Flag("types", one_of("embedding", "none", "switch"), ("embedding",), "node kinds: embedded, with a logit a pair of kinds; "
+         "unread; or weights of their own"),
+    Flag("share", one_of("on", "off"), ("on",), "one layer's weights for all layers"),
+    Flag("depth", at_least(1), (6,), "layers"),
+    Flag("dim", at_least(1), (64,), "width"),
+    Flag("heads", at_least(1), (4,), "heads"),
+    Flag("form", one_of("edges", "dense"), ("edges",), "attention over the edge list, or fused over all pairs: the same numbers"),
+    Flag("steps", at_least(10), (2000,), "optimizer steps"),
+    Flag("batch", at_least(1), (32,), "questions a step"),
+    Flag("lr", at_least(0.0, float, above=True), (3e-3,), "AdamW's learning rate; climbs for 100 steps, falls in the last 30%"),
+    Flag("curriculum", at_least(0.0, float), (0.0,), "each further hop joins after that share of the steps"),
+    Flag("questions", str, ("generated",), "generated, or your own: a .jsonl file of the form that the README tells"),
+)  # fmt: skip
+WORLD = ("entities", "relations", "facts", "restated", "passages", "candidates", "names")
+TEST_QUESTIONS = 500  # of each number of hops
+
+
+def question_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
+    """The flags of graph questions, with other defaults where given; `without` names keys to leave out."""
+    kept = [flag for flag in QUESTION_FLAGS if flag.key not in without]
+    return [replace(flag, default=defaults[flag.key]) if flag.key in defaults else flag for flag in kept]
+
+
+def question_cell(config: dict) -> dict:
+    """A cell of `QUESTION_FLAGS`, without what the user's own questions make needless. Raises UsageError for what cannot be."""
+    hops, entities, relations, told = (
+        config["hops"],
+        config["entities"],
+        config["relations"],
+        config["facts"] + config["restated"],
+    )
+    if config["dim"] % config["heads"]:
+        raise UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
+    names = config["links"].split(",")
+    if not set(names) <= set(LINKS) or len(set(names)) < len(names):
+        raise UsageError(f"--links {config['links']}: name some of {','.join(LINKS)}, each once")
+    if config["questions"] != "generated":
+        sha = load_questions(config["questions"], tuple(names))[3]
+        return {key: value for key, value in config.items() if key not in (*WORLD, "hops", "curriculum")} | {"sha256": sha}
+    for wrong, flag, fix in (
+        (max(hops) > relations, "hops", f"a chain has different relations, and there are --relations {relations}"),
+        (max(hops) > MOST_HOPS, "hops", f"at most {MOST_HOPS}"),
+        (len(set(hops)) < len(hops), "hops", "name each number once"),
+        (config["candidates"] > entities, "candidates", f"more answers than --entities {entities}"),
+        (entities > config["names"], "entities", f"there are --names {config['names']}; take more"),
+        (config["facts"] > entities * relations, "facts", f"at most entities x relations = {entities * relations}"),
+        (config["restated"] > config["facts"], "restated", f"there are --facts {config['facts']}"),
+        (config["passages"] > told, "passages", f"only {told} sentences are told; take fewer"),
+        (
+            entities <= max(hops) or config["facts"] < max(hops),
+            "hops",
+            f"{entities} entities and {config['facts']} facts are too few",
+        ),
+    ):
+        if wrong:
+            shown = ",".join(map(str, hops)) if flag == "hops" else config[flag]
+            raise UsageError(f"--{flag} {shown}: {fix}")
+    return config
+
+
+class QuestionData:
+    """Where a cell of QUESTION_FLAGS has its questions from: drawn anew for training, or the user's, every fifth held out. words:
+    how many are known; hops: numbers of hops that occur."""
+
+    def __init__(self, config: dict):
+        self.config, self.links = config, tuple(config["links"].split(","))
+        if config["questions"] == "generated":
+            self.hops, self.words = config["hops"], FIRST_WORD + config["names"] + config["relations"]
+        else:
+            self.file, self.edges, self.words, _ = load_questions(config["questions"], self.links)
+            self.hops, held_out = tuple(np.unique(self.file.hops).tolist()), np.arange(len(self.file.hops)) % 5 == 4
+            self.rows = {"train": np.nonzero(~held_out)[0], "test": np.nonzero(held_out)[0]}
+
+    def batch(self, questions: Questions, edges: np.ndarray | None = None) -> QuestionBatch:
+        return QuestionBatch(questions, link(questions, self.links) if edges is None else edges, self.config["query"])
+
+    def draw(self, rng: np.random.Generator, count: int, hops: Sequence[int]) -> QuestionBatch:
+        """Questions to train on: of each of some numbers of hops with the same chance."""
+        if self.config["questions"] != "generated":
+            some = np.sort(rng.choice(self.rows["train"], min(count, len(self.rows["train"])), replace=False))
+            return self.batch(*take_questions(self.file, self.edges, some))
+        numbers = np.bincount(rng.integers(len(hops), size=count), minlength=len(hops))
+        return self.batch(join_questions([draw_questions(rng, n, h, self.config) for n, h in zip(numbers, hops, strict=True) if n]))
+
+    def held_out(self, count: int, name: str = "test", size: int = 100) -> dict[int, list[QuestionBatch]]:
+        """Up to `count` questions of each number of hops, in batches, the same for every seed. name: the stream, "val" or
+        "test"."""
+        batches = {}
+        for hops in self.hops:
+            if self.config["questions"] == "generated":
+                rng = stream(0, name, hops)
+                parts = [(draw_questions(rng, min(size, count - i), hops, self.config), None) for i in range(0, count, size)]
+            else:
+                rows = self.rows["test"][self.file.hops[self.rows["test"]] == hops][:count]
+                parts = [take_questions(self.file, self.edges, rows[i : i + size]) for i in range(0, len(rows), size)]
+            batches[hops] = [self.batch(*part) for part in parts]
+        return batches
+
+
+def build_question_model(config: dict, seed: int) -> QuestionModel:
+    """The untrained model of a cell of QUESTION_FLAGS, with weights drawn from the seed."""
+    with initialised_from(seed):
+        return QuestionModel(config, QuestionData(config).words).to(Runtime.device)
+
+
+@torch.no_grad()
+def answered(model: QuestionModel, batches: Sequence[QuestionBatch]) -> Tensor:
+    """Which questions are answered right: [Q] bool."""
+    right = [model(batch).argmax(1) == batch.answer for batch in batches]
+    return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
+
+
+def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Callable | None = None, points: int = 20) -> dict:
+    """Train a model of a cell of QUESTION_FLAGS in place with AdamW (decay 0.01, gradients clipped at norm 1; the rate climbs over
+    100 steps and falls over the last 30%). draw(rng, step): another source of batches. Returns, for each number of hops h:
+    `accuracy_h` over TEST_QUESTIONS, `floor_h` and `no_start_h`, chances of guesses on them, `curve_h`, accuracy on others at 0 to
+    `points`; and `accuracy`, their mean, `parameters`, `train_loss` a step, `diverged`, the first step with a loss that is not
+    finite, else NaN."""
+    data, steps, rng = QuestionData(config), config["steps"], stream(seed, "train")
+    validation, test = data.held_out(100, "val"), data.held_out(TEST_QUESTIONS)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    losses, curves, wait = [], {hops: [] for hops in data.hops}, config.get("curriculum", 0.0) * steps
+    for step in range(steps + 1):
+        if len(curves[data.hops[0]]) <= step * points // steps:
+            for hops, batches in validation.items():
+                curves[hops].append(answered(model, batches).float().mean())
+        if step == steps:
+            break
+        batch = (
+            draw(rng, step) if draw else data.draw(rng, config["batch"], [h for i, h in enumerate(data.hops) if i * wait <= step])
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = config["lr"] * min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
+        loss = F.cross_entropy(model(batch), batch.answer)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    loss = torch.stack(losses).cpu().numpy()
+    result = {"train_loss": loss, "diverged": math.nan if np.isfinite(loss).all() else float(np.isfinite(loss).argmin())}
+    result |= {"parameters": float(sum(p.numel() for p in set(model.parameters()) if p.requires_grad))}
+    for hops, batches in test.items():
+        result |= {
+            f"curve_{hops}": torch.stack(curves[hops]).cpu().numpy(),
+            f"accuracy_{hops}": float(answered(model, batches).float().mean()),
+        }
+        for name in ("floor", "no_start"):
+            result[f"{name}_{hops}"] = float(np.mean(np.concatenate([getattr(batch, name) for batch in batches])))
+    return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test]))}
