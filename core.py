@@ -4047,12 +4047,13 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
         losses.append(loss.detach())
     loss = torch.stack(losses).cpu().numpy()
     result = {"train_loss": loss, "diverged": math.nan if np.isfinite(loss).all() else float(np.isfinite(loss).argmin())}
-    result |= {"parameters": float(sum(p.numel() for p in set(model.parameters()) if p.requires_grad))}
-    for hops, batches in test.items():
-        result |= {
-            f"curve_{hops}": torch.stack(curves[hops]).cpu().numpy(),
-            f"accuracy_{hops}": float(answered(model, batches).float().mean()),
-        }
+    result |= {"parameters": float(sum(p.numel() for p in model.parameters() if p.grad is not None))}
+    for hops in range(1, MOST_HOPS + 1):
+        batches = test.get(hops, ())
+        result[f"accuracy_{hops}"] = float(answered(model, batches).float().mean())
         for name in ("floor", "no_start"):
-            result[f"{name}_{hops}"] = float(np.mean(np.concatenate([getattr(batch, name) for batch in batches])))
+            chances = [getattr(batch, name) for batch in batches]
+            result[f"{name}_{hops}"] = float(np.mean(np.concatenate(chances))) if chances else math.nan
+        if hops in curves:
+            result[f"curve_{hops}"] = torch.stack(curves[hops]).cpu().numpy()
     return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test]))}
