@@ -3604,24 +3604,27 @@ def read_question(row: dict, word_number: Callable[[str], int]) -> Questions:
 
 
 @functools.cache
-def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.ndarray, int, str]:
-    """The user's questions, their edges [2, E], how many words are known, and the file's sha256. A line each, an object with
+def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.ndarray, tuple[str, ...], str]:
+    """The user's questions, their edges [2, E], the words by number, and the file's sha256. A line each, an object with
     "passages", "candidates", "relations" (1 to 3) as lists of texts, "start" and "answer", and maybe "entities", other names to
     be linked. Words and edges are kept apart in runs/: another edge rule reads no text again. Raises UsageError naming the line."""
     try:
         content = Path(source).read_bytes()
     except OSError as error:
         raise UsageError(f"--questions {source}: cannot be read ({error.strerror}); name a .jsonl file") from None
-    made_by = [content, *(inspect.getsource(function).encode() for function in (words_in, read_question, link))]
-    words, edges = (hashlib.sha256(b"".join(made_by[:n])).hexdigest()[:16] for n in (3, 4))
+    made_by = [
+        content,
+        *(inspect.getsource(function).encode() for function in (Questions, words_in, read_question, read_all, link)),
+    ]
+    words, edges = (hashlib.sha256(b"".join(made_by[:n])).hexdigest()[:16] for n in (5, 6))
     read = keep_arrays(f"words-{words}", lambda: read_all(source, content))
-    known, questions = int(read.pop("known")), Questions(**read)
+    vocabulary, questions = tuple(read.pop("words").tolist()), Questions(**read)
     found = keep_arrays(f"edges-{edges}-{'-'.join(links)}", lambda: {"edges": link(questions, links)})
-    return questions, found["edges"], known, hashlib.sha256(content).hexdigest()[:16]
+    return questions, found["edges"], vocabulary, hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
-    """The fields of all questions in a file, and how many words are known."""
+    """The fields of all questions in a file, and the words by number."""
     number, parts = {}, []
     for i, line in enumerate(filter(bytes.strip, content.splitlines())):
         try:
@@ -3634,7 +3637,7 @@ def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
             raise UsageError(f"--questions {source}: line {i + 1}: {reason}; see the README for the form") from None
     if len(parts) < 10:
         raise UsageError(f"--questions {source}: {len(parts)} questions; give at least 10, a question a line")
-    return join_questions(parts)._asdict() | {"known": np.array(FIRST_WORD + len(number))}
+    return join_questions(parts)._asdict() | {"words": np.array(["?", "[masked]", *number])}
 
 
 def keep_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -3763,7 +3766,7 @@ class QuestionBatch:
             there = np.stack([others, queries[question[others]]])
             joined += [there, there[::-1]]
         source, target = np.concatenate([*joined, np.tile(np.arange(len(kind)), (2, 1))], 1)
-        self.form, self.count, self.floor, self.no_start = form, count, questions.floor, questions.no_start
+        self.form, self.count, self.questions = form, count, questions
         send = lambda x: torch.from_numpy(np.ascontiguousarray(x)).to(Runtime.device)  # noqa: E731
         self.edges = Edges(send(source), send(target), send(kind.astype(np.int64)))
         self.kind, self.question, self.queries, self.watched = self.edges.kind, send(question), send(queries), None
@@ -3968,12 +3971,13 @@ def question_cell(config: dict) -> dict:
 
 class QuestionData:
     """Where a cell of QUESTION_FLAGS has its questions from: drawn anew for training, or the user's, every fifth held out. words:
-    how many are known; hops: numbers of hops that occur."""
+    by number; hops: numbers of hops that occur."""
 
     def __init__(self, config: dict):
         self.config, self.links = config, tuple(config["links"].split(","))
         if config["questions"] == "generated":
-            self.hops, self.words = config["hops"], FIRST_WORD + config["names"] + config["relations"]
+            named = [f"n{i}" for i in range(config["names"])] + [f"r{i + 1}" for i in range(config["relations"])]
+            self.hops, self.words = config["hops"], ("?", "[masked]", *named)
         else:
             self.file, self.edges, self.words, _ = load_questions(config["questions"], self.links)
             self.hops, held_out = tuple(np.unique(self.file.hops).tolist()), np.arange(len(self.file.hops)) % 5 == 4
@@ -4008,7 +4012,7 @@ class QuestionData:
 def build_question_model(config: dict, seed: int) -> QuestionModel:
     """The untrained model of a cell of QUESTION_FLAGS, with weights drawn from the seed."""
     with initialised_from(seed):
-        return QuestionModel(config, QuestionData(config).words).to(Runtime.device)
+        return QuestionModel(config, len(QuestionData(config).words)).to(Runtime.device)
 
 
 @torch.no_grad()
@@ -4052,8 +4056,122 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
         batches = test.get(hops, ())
         result[f"accuracy_{hops}"] = float(answered(model, batches).float().mean())
         for name in ("floor", "no_start"):
-            chances = [getattr(batch, name) for batch in batches]
+            chances = [getattr(batch.questions, name) for batch in batches]
             result[f"{name}_{hops}"] = float(np.mean(np.concatenate(chances))) if chances else math.nan
         if hops in curves:
             result[f"curve_{hops}"] = torch.stack(curves[hops]).cpu().numpy()
     return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test]))}
+
+
+def chain_edges(batch: QuestionBatch) -> np.ndarray:
+    """Which edges [E] lead along the chain of facts to the answer: 1; -1 for loops and detours through an entity's node, else 0."""
+    q, s, t = batch.questions, batch.edges.source.cpu().numpy(), batch.edges.target.cpu().numpy()
+    kind, question = batch.kind.cpu().numpy(), batch.question.cpu().numpy()[s]
+    step, entity, sentence = (np.append(x, np.full(len(kind) - len(x), -1)) for x in (q.step, q.entity, q.sentence))
+    told = (kind[s] == SUBJECT) & (sentence[s] == sentence[t]) & (step[s] > 0)
+    handed = (kind[s] == OBJECT) & (step[s] > 0)
+    onward = (kind[t] == SUBJECT) & (step[t] == step[s] + 1) | (t == q.answer[question]) & (step[s] == q.hops[question])
+    detour = handed & (entity[s] == t) | (step[t] > 0) & (entity[t] == s)
+    return np.where(s == t, -1, np.where(told | handed & onward, 1, np.where(detour, -1, 0)))
+
+
+class WatchedQuestions:
+    """A trained model's attention on the edges of questions: source, target, question, type [E]; weight [L, E, H]; chain [E] as of
+    `chain_edges`."""
+
+    def __init__(self, model: QuestionModel, batch: QuestionBatch):
+        batch.watched, e = [], batch.edges
+        answered(model, [batch])
+        self.batch, self.weight, batch.watched = batch, torch.stack(batch.watched).cpu().numpy(), None
+        self.source, self.target, self.type = (x.cpu().numpy() for x in (e.source, e.target, e.type))
+        self.question, self.start = batch.question.cpu().numpy()[self.source], batch.start.cpu().numpy()
+        self.nodes, self.chain = len(batch.kind), chain_edges(batch)
+
+    def flow(self, weight: np.ndarray) -> np.ndarray:
+        """What runs along each edge from the start's nodes to the answer, over all layers [E], if each layer hands on half by
+        attention [L, E] and keeps half. Source: attention rollout, Abnar and Zuidema 2020."""
+        ahead, back = [np.zeros(self.nodes)], [np.zeros(self.nodes)]
+        ahead[0][self.start] = back[0][self.batch.questions.answer] = 1
+        for layer, late in zip(weight, weight[::-1], strict=True):
+            ahead.append((ahead[-1] + np.bincount(self.target, layer * ahead[-1][self.source], self.nodes)) / 2)
+            back.append((back[-1] + np.bincount(self.source, late * back[-1][self.target], self.nodes)) / 2)
+        return sum(
+            w * one[self.source] * other[self.target] for w, one, other in zip(weight, ahead[:-1], back[-2::-1], strict=True)
+        )
+
+    def foremost(self, score: np.ndarray, share: float, among: np.ndarray | None = None) -> np.ndarray:
+        """The edges with the highest score of each question, that share of its edges; with `among`, as many of each type as among
+        those. Never loops. [E] bool."""
+        group = self.question if among is None else self.question * len(KINDS) ** 2 + self.type
+        score = np.where(self.source == self.target, -np.inf, score)
+        order, sizes = np.lexsort((-score, group)), np.bincount(group)
+        wanted = np.round(share * sizes) if among is None else np.bincount(group, among, len(sizes))
+        place = np.arange(len(order)) - (sizes.cumsum() - sizes)[group[order]]
+        chosen = np.zeros(len(order), bool)
+        chosen[order] = place < wanted[group[order]]
+        return chosen & np.isfinite(score)
+
+    def auc(self, score: np.ndarray, by_type: bool = False, which: int | None = None) -> float:
+        """Chance that an edge of the chain has a higher score than one off it, ties half: among all, or those of its own type; of
+        all questions, or of every second (0 or 1). NaN without edges of both."""
+        from scipy.stats import rankdata
+
+        found = []
+        for one in np.unique(self.type[self.chain == 1]) if by_type else [None]:
+            kept = (self.chain >= 0) & ((one is None) | (self.type == one)) & ((which is None) | (self.question % 2 == which))
+            hits, n = self.chain[kept] == 1, np.sum(self.chain[kept] == 1)
+            if 0 < n < len(hits):
+                found.append((n, (rankdata(score[kept])[hits].sum() - n * (n + 1) / 2) / (n * (len(hits) - n))))
+        return float(np.average([a for _, a in found], weights=[n for n, _ in found])) if found else np.nan
+
+
+def draw_attention(
+    axes, batch: QuestionBatch, words: Sequence[str], weight: np.ndarray, chain: np.ndarray, named: bool = True
+) -> None:
+    """One question as its edges' weights [E]: passages, subjects, objects (with their sentence's other words) and entities in
+    columns, a sentence a row; the width of a line is its weight (under 0.2: left out), the chain [E] is orange. named: with labels."""
+    q, kind = batch.questions, batch.kind.cpu().numpy()
+    source, target = batch.edges.source.cpu().numpy(), batch.edges.target.cpu().numpy()
+    at, mention = np.zeros((len(kind), 2)), np.isin(q.kind, (SUBJECT, OBJECT)).nonzero()[0]
+    column = {QUERY: 0.0, PASSAGE_QUERY: 0.35, PASSAGE: 0.0, SUBJECT: 1.0, OBJECT: 2.2, ENTITY: 3.4, CANDIDATE: 3.4}
+    at[:, 0] = [column[k] for k in kind]
+    at[mention, 1] = -q.sentence[mention]
+    for home in np.unique(q.passage[mention]):
+        at[home, 1] = at[mention[q.passage[mention] == home], 1].mean()
+    at[len(q.kind) :, 1] = at[(q.kind == PASSAGE).nonzero()[0][: len(kind) - len(q.kind)], 1] - 0.35
+    at[q.kind == QUERY, 1] = 1.2
+    entities = np.isin(q.kind, (ENTITY, CANDIDATE)).nonzero()[0]
+    middle = [at[mention[q.entity[mention] == one], 1].mean() if one in q.entity[mention] else 0.0 for one in entities]
+    at[entities[np.argsort(middle)], 1] = np.linspace(at[:, 1].min(), 0, len(entities))
+    for edge in np.argsort(chain, kind="stable"):
+        gold = chain[edge] == 1
+        if source[edge] != target[edge] and (gold or weight[edge] >= 0.2):
+            (x, y), (to_x, to_y) = at[source[edge]], at[target[edge]]
+            look = {"color": "#E69F00" if gold else "#56B4E9", "alpha": 1.0 if gold else 0.6, "zorder": 2 if gold else 1}
+            look |= {"linewidth": max(4 * weight[edge], 0.8), "linestyle": "-" if weight[edge] >= 0.2 else ":"}
+            axes.plot((x, to_x), (y, to_y), **look)
+            if gold and named:
+                axes.annotate(
+                    "",
+                    (0.45 * x + 0.55 * to_x, 0.45 * y + 0.55 * to_y),
+                    (x, y),
+                    arrowprops={"arrowstyle": "-|>", "color": "#E69F00"},
+                )
+    ends = {q.start[0]: "#009E73", q.answer[0]: "#D55E00"}
+    colours = [ends.get(node, "black" if node in entities else "#999999") for node in range(len(kind))]
+    axes.scatter(*at.T, s=36 if named else 5, c=colours, zorder=3)
+    text = {
+        (n, s): " ".join(words[w] for w in q.word[(q.node == n) & (q.slot == s)])
+        for n in (*mention, *entities, 0)
+        for s in range(4)
+    }
+    for node in (*mention, *entities, 0) if named else ():
+        name = text[node, 0] + {q.start[0]: " (start)", q.answer[0]: " (answer)"}.get(node, "")
+        name = f"{text[node, 1]} {name}" if q.kind[node] == OBJECT else name
+        name = f"question: {name}, " + ", ".join(text[0, s] for s in range(1, 4) if text[0, s]) if node == 0 else name
+        axes.annotate(name, at[node], (6, 0), textcoords="offset points", va="center", fontsize=10, zorder=4,
+                      bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5})  # fmt: skip
+    for x, name in zip((0.0, 1.0, 2.2, 3.4), ("passages", "subjects", "objects", "entities"), strict=True) if named else ():
+        axes.text(x, 0.7, name, ha="center", fontsize=11, color="#666666")
+    axes.axis("off")
+    axes.set_xlim(-0.2, 4.1 if named else 3.6)
