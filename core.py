@@ -3557,6 +3557,34 @@ def link(questions: Questions, links: Sequence[str]) -> np.ndarray:
     return np.concatenate(edges, 1)
 
 
+def mask_words(q: Questions, edges: np.ndarray, rng: np.random.Generator, what: str, share: float) -> tuple:
+    """Questions and edges with some words hidden, also in passages, and names in the links by which they could be looked up; the
+    mentions [M] at which they stood, and the words [M]. what: "entities", one mention of a candidate a question; "entities-named",
+    that share of mentions; "random", as many words of any kind."""
+    nodes, slots = np.nonzero(np.isin(q.kind, (SUBJECT, OBJECT)))[0], 0
+    if what == "entities":
+        nodes = rng.permutation(nodes[q.kind[q.entity[nodes]] == CANDIDATE])
+        nodes, share = nodes[np.unique(q.question[nodes], return_index=True)[1]], 1.0
+    if what == "random":  # a sentence has two mentions and a third word, its relation, which counts at the object
+        objects = nodes[q.kind[nodes] == OBJECT]
+        nodes, slots, share = np.append(nodes, objects), len(nodes), share * len(nodes) / (len(nodes) + len(objects))
+    slots = (np.arange(len(nodes)) >= (slots or len(nodes))).astype(int)
+    hit = rng.random(len(nodes)) < share
+    hit[rng.integers(len(hit))] = True
+    bag, key = q.node * SLOTS + q.slot, nodes[hit] * SLOTS + slots[hit]
+    order = bag.argsort(kind="stable")
+    first = order[np.searchsorted(bag[order], key).clip(max=len(bag) - 1)]
+    there = bag[first] == key  # a sentence of the user's may have no other words
+    nodes, slots, target = nodes[hit][there], slots[hit][there], q.word[first[there]]
+    relations = q.sentence[nodes[slots == 1]]
+    own = np.isin(bag, key) | ((q.slot == 1) & np.isin(q.sentence[q.node], relations) & (q.sentence[q.node] >= 0))
+    place = q.passage[q.node] * (q.word.max() + 1) + q.word
+    told = (q.slot == SLOTS - 1) & np.isin(place, place[own])
+    hidden = np.isin(np.arange(len(q.kind)), nodes[slots == 0])
+    looked_up = (hidden[edges[0]] | hidden[edges[1]]) & (q.entity[edges[0]] == q.entity[edges[1]])
+    return q._replace(word=np.where(own | told, MASK_WORD, q.word)), edges[:, ~looked_up], nodes, target
+
+
 def words_in(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
@@ -3986,13 +4014,17 @@ class QuestionData:
     def batch(self, questions: Questions, edges: np.ndarray | None = None) -> QuestionBatch:
         return QuestionBatch(questions, link(questions, self.links) if edges is None else edges, self.config["query"])
 
-    def draw(self, rng: np.random.Generator, count: int, hops: Sequence[int]) -> QuestionBatch:
-        """Questions to train on: of each of some numbers of hops with the same chance."""
+    def sample(self, rng: np.random.Generator, count: int, hops: Sequence[int]) -> tuple[Questions, np.ndarray]:
+        """Questions to train on, with edges: generated, of each of some numbers of hops with the same chance; or of the file's."""
         if self.config["questions"] != "generated":
             some = np.sort(rng.choice(self.rows["train"], min(count, len(self.rows["train"])), replace=False))
-            return self.batch(*take_questions(self.file, self.edges, some))
+            return take_questions(self.file, self.edges, some)
         numbers = np.bincount(rng.integers(len(hops), size=count), minlength=len(hops))
-        return self.batch(join_questions([draw_questions(rng, n, h, self.config) for n, h in zip(numbers, hops, strict=True) if n]))
+        drawn = [draw_questions(rng, n, h, self.config) for n, h in zip(numbers, hops, strict=True) if n]
+        return (questions := join_questions(drawn)), link(questions, self.links)
+
+    def draw(self, rng: np.random.Generator, count: int, hops: Sequence[int]) -> QuestionBatch:
+        return self.batch(*self.sample(rng, count, hops))
 
     def held_out(self, count: int, name: str = "test", size: int = 100) -> dict[int, list[QuestionBatch]]:
         """Up to `count` questions of each number of hops, in batches, the same for every seed. name: the stream, "val" or
@@ -4022,6 +4054,26 @@ def answered(model: QuestionModel, batches: Sequence[QuestionBatch]) -> Tensor:
     return torch.cat(right) if right else torch.zeros(0, dtype=torch.bool)
 
 
+class WarmAdamW:
+    """AdamW (decay 0.01) on a model, gradients clipped at norm 1; the rate climbs over 100 steps, and falls over the last 30% of
+    `steps`."""
+
+    def __init__(self, model: nn.Module, lr: float, steps: int):
+        self.parameters, self.lr, self.steps, self.done = list(model.parameters()), lr, steps, 0
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+
+    def step(self, loss: Tensor) -> Tensor:
+        """One step down a loss, which is returned without its graph."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, (self.done + 1) / 100, (self.steps - self.done) / (0.3 * self.steps))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.done += 1
+        return loss.detach()
+
+
 def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Callable | None = None, points: int = 20) -> dict:
     """Train a model of a cell of QUESTION_FLAGS in place with AdamW (decay 0.01, gradients clipped at norm 1; the rate climbs over
     100 steps and falls over the last 30%). draw(rng, step): another source of batches. Returns, for each number of hops h:
@@ -4030,7 +4082,7 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
     finite, else NaN."""
     data, steps, rng = QuestionData(config), config["steps"], stream(seed, "train")
     validation, test = data.held_out(100, "val"), data.held_out(TEST_QUESTIONS)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config["lr"], betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizer = WarmAdamW(model, config["lr"], steps)
     losses, curves, wait = [], {hops: [] for hops in data.hops}, config.get("curriculum", 0.0) * steps
     for step in range(steps + 1):
         if len(curves[data.hops[0]]) <= step * points // steps:
@@ -4041,14 +4093,7 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
         batch = (
             draw(rng, step) if draw else data.draw(rng, config["batch"], [h for i, h in enumerate(data.hops) if i * wait <= step])
         )
-        for group in optimizer.param_groups:
-            group["lr"] = config["lr"] * min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
-        loss = F.cross_entropy(model(batch), batch.answer)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.detach())
+        losses.append(optimizer.step(F.cross_entropy(model(batch), batch.answer)))
     loss = torch.stack(losses).cpu().numpy()
     result = {"train_loss": loss, "diverged": math.nan if np.isfinite(loss).all() else float(np.isfinite(loss).argmin())}
     result |= {"parameters": float(sum(p.numel() for p in model.parameters() if p.grad is not None))}
@@ -4129,7 +4174,7 @@ def draw_attention(
     axes, batch: QuestionBatch, words: Sequence[str], weight: np.ndarray, chain: np.ndarray, named: bool = True
 ) -> None:
     """One question as its edges' weights [E]: passages, subjects, objects (with their sentence's other words) and entities in
-    columns, a sentence a row; the width of a line is its weight (under 0.2: left out), the chain [E] is orange. named: with labels."""
+    columns, a sentence a row; the width of a line is its weight (under 0.2: left out), the chain [E] is orange."""
     q, kind = batch.questions, batch.kind.cpu().numpy()
     source, target = batch.edges.source.cpu().numpy(), batch.edges.target.cpu().numpy()
     at, mention = np.zeros((len(kind), 2)), np.isin(q.kind, (SUBJECT, OBJECT)).nonzero()[0]
