@@ -2,7 +2,10 @@
 
 import ast
 import errno
+import functools
+import hashlib
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -2364,3 +2367,741 @@ def test_micro_batches_are_one_large_batch():
 def test_a_language_model_that_diverges_is_a_result():
     result = core.train_on_text(language_options(length=8, batch=2, steps=10, dim=8, lr=1e30), 0)
     assert result["diverged"] >= 1 and not math.isfinite(result["loss"])
+
+
+# graph questions
+
+QUESTION = {flag.key: flag.default[0] for flag in core.QUESTION_FLAGS}
+TINY = QUESTION | {"dim": 8, "heads": 2, "depth": 2, "hops": (1, 2), "steps": 12, "batch": 6}
+WORLDS = [
+    *((hops, {}) for hops in (1, 2, 3)), (2, {"restated": 7, "passages": 5}),
+    (1, {"entities": 2, "candidates": 2, "facts": 4, "passages": 3}),
+    (3, {"entities": 5, "facts": 15, "candidates": 5, "names": 5, "passages": 4, "restated": 15}),
+]  # fmt: skip
+HAND_WRITTEN = {
+    "start": "New York", "relations": ["twin of", "mayor"], "answer": "Ann Lee", "candidates": ["Ann Lee", "Bob"],
+    "entities": ["New York City"],
+    "passages": ["New York City is the twin of new york. Is it?", "The mayor of New-York City, Bob, met ANN LEE! Leeds slept."],
+}  # fmt: skip
+
+
+def drawn(count=3, hops=2, seed=0, **world):
+    return core.draw_questions(np.random.default_rng(seed), count, hops, QUESTION | world)
+
+
+def words_by_node(questions):
+    """{node: {slot: its words, sorted}}."""
+    found = [{} for _ in questions.kind]
+    for word, node, slot in sorted(zip(questions.word, questions.node, questions.slot, strict=True)):
+        found[node].setdefault(slot, []).append(int(word))
+    return found
+
+
+def read_back(questions):
+    """What each question says, from words alone: its nodes, the query's words, a name for each entity, and the sentences, each
+    (subject, relation, object, passage, step)."""
+    words, said = words_by_node(questions), []
+    for q in range(len(questions.hops)):
+        nodes = np.nonzero(questions.question == q)[0]
+        mentions = nodes[np.isin(questions.kind[nodes], (core.SUBJECT, core.OBJECT))]
+        sentences = []
+        for number in np.unique(questions.sentence[mentions]):
+            subject, heard = sorted(mentions[questions.sentence[mentions] == number], key=lambda n: questions.kind[n])
+            assert words[subject][1] == words[heard][1] and questions.passage[subject] == questions.passage[heard]
+            assert (questions.kind[[subject, heard]] == (core.SUBJECT, core.OBJECT)).all()
+            assert questions.step[subject] == questions.step[heard]
+            (one,), (relation,), (other,) = words[subject][0], words[subject][1], words[heard][0]
+            sentences.append((one, relation, other, int(questions.passage[subject]), int(questions.step[subject])))
+        query = [words[nodes[0]][slot][0] for slot in range(1 + questions.hops[q])]
+        named = {int(n): words[n][0][0] for n in nodes if questions.kind[n] in (core.ENTITY, core.CANDIDATE)}
+        said.append((nodes, query, named, sentences))
+    return said
+
+
+def every_chain(facts, hops):
+    """All (relations, entities on the way) of different relations that meet no entity twice, step by step."""
+    found = [((), (start,)) for start in {fact[0] for fact in facts}]
+    for _ in range(hops):
+        found = [
+            ((*relations, relation), (*path, other))
+            for relations, path in found
+            for one, relation, other in facts
+            if one == path[-1] and relation not in relations and other not in path
+        ]
+    return found
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_chains_are_all_there_are(hops):
+    rng = np.random.default_rng(hops)
+    objects = rng.integers(-1, 4, (20, 4, 3))  # facts about oneself, too
+    path, found, lists = core.chains(objects, hops)
+    assert sorted(map(tuple, lists)) == sorted(itertools.permutations(range(3), hops))
+    for q in range(20):
+        facts = {(e, r, int(objects[q, e, r])) for e, r in np.ndindex(4, 3) if objects[q, e, r] >= 0}
+        seen = [(tuple(lists[c]), tuple(path[:, q, e, c])) for e, c in zip(*np.nonzero(found[q]), strict=True)]
+        assert sorted(seen) == sorted(every_chain(facts, hops)) and all(path[0, q, e, 0] == e for e in range(4))
+    assert found.any() and not found.all()
+
+
+@pytest.mark.parametrize(("hops", "changes"), WORLDS, ids=str)
+def test_a_drawn_question_has_one_answer_and_honest_chances(hops, changes):
+    world, questions = QUESTION | changes, drawn(40, hops, **changes)
+    words, told = words_by_node(questions), read_back(questions)
+    repeats = [len({sentence[:3] for sentence in sentences[: world["facts"]]}) < world["facts"] for *_, sentences in told]
+    assert any(repeats) == (world["restated"] > 0)  # what is told twice does not stand at the end
+    for q, (nodes, query, named, sentences) in enumerate(told):
+        assert questions.kind[nodes[0]] == core.QUERY and np.array_equal(nodes, np.arange(nodes[0], nodes[0] + len(nodes)))
+        facts = {sentence[:3] for sentence in sentences}
+        times = sorted(sum(sentence[:3] == fact for sentence in sentences) for fact in facts)
+        assert times == [1] * (world["facts"] - world["restated"]) + [2] * world["restated"]
+        assert len({fact[:2] for fact in facts}) == world["facts"] and all(one != other for one, _, other in facts)
+        chains = every_chain(facts, hops)
+        start, answer = named[questions.start[q]], named[questions.answer[q]]
+        (path,) = (path for relations, path in chains if relations == tuple(query[1:]) and path[0] == query[0])
+        assert path[0] == start and path[-1] == answer
+        candidates = [named[n] for n in nodes if questions.kind[n] == core.CANDIDATE]
+        assert len(candidates) == world["candidates"] and answer in candidates
+        for chance, known in ((questions.floor, chains), (questions.no_start, [c for c in chains if c[0] == tuple(query[1:])])):
+            ends = [path[-1] for _, path in known if path[-1] in candidates]
+            assert math.isclose(chance[q], max(map(ends.count, ends)) / len(ends))
+        for one, relation, other, _, step in sentences:
+            gold = [i + 1 for i in range(hops) if (one, relation, other) == (path[i], query[1 + i], path[i + 1])]
+            assert [step] == (gold or [0])
+        passages = [n for n in nodes if questions.kind[n] == core.PASSAGE]
+        inside = {n: [sentence for sentence in sentences if sentence[3] == n] for n in passages}
+        assert len(passages) == world["passages"] and max(map(len, inside.values())) <= min(map(len, inside.values())) + 1
+        assert changes or any(all(sentence[4] == 0 for sentence in some) for some in inside.values())
+        assert all(words[n] == {core.SLOTS - 1: sorted(w for s in inside[n] for w in s[:3])} for n in passages)
+        assert set(words[nodes[0]]) == set(range(1 + hops)) and len(set(named.values())) == len(named) == world["entities"]
+        assert all(1 < name < 2 + world["names"] for name in named.values())
+        assert all(2 + world["names"] <= relation < 2 + world["names"] + world["relations"] for _, relation, _ in facts)
+        for n in nodes[1:]:  # a mention belongs to the entity of its name
+            mention = questions.kind[n] in (core.SUBJECT, core.OBJECT)
+            assert words[n][0] == [named[questions.entity[n]]] if mention else n in (questions.passage[n], questions.entity[n])
+    again, other = drawn(40, hops, **changes), drawn(40, hops, 1, **changes)
+    assert all(map(np.array_equal, questions, again)) and not np.array_equal(questions.word, other.word)
+
+
+def test_no_guess_beats_the_floors():
+    questions, right, place, distracts = drawn(1000, 2), {}, [], np.zeros(8)
+    for q, (nodes, query, named, sentences) in enumerate(read_back(questions)):
+        candidates = [named[n] for n in nodes if questions.kind[n] == core.CANDIDATE]
+        chains, answer = every_chain({sentence[:3] for sentence in sentences}, 2), named[questions.answer[q]]
+        distracts += [name in candidates and name != answer for name in named.values()]
+        heard = [sentence[2] for sentence in sentences]
+        inside = [word for word in heard if word in candidates]
+        ends = [path[-1] for _, path in chains if path[-1] in candidates]
+        asked = [path[-1] for relations, path in chains if relations == tuple(query[1:]) and path[-1] in candidates]
+        for name, guess in {
+            "floor": max(sorted(set(ends)), key=ends.count), "no_start": max(sorted(set(asked)), key=asked.count),
+            "first": candidates[0], "last": candidates[-1], "lowest": min(candidates), "most told": max(inside, key=heard.count),
+            "told first": inside[0], "told last": inside[-1],
+            "most said": max(candidates, key=[sentence[0] for sentence in sentences].count),
+        }.items():  # fmt: skip
+            right.setdefault(name, []).append(guess == answer)
+        order = {name: node for node, name in named.items()}
+        chains = sorted((tuple(order[name] for name in path), relations) for relations, path in chains)
+        (own,) = (i for i, (path, asked) in enumerate(chains) if asked == tuple(query[1:]) and path[0] == questions.start[q])
+        place.append((own + 0.5) / len(chains))
+    for name in ("floor", "no_start"):
+        chance = getattr(questions, name)
+        assert abs(np.mean(right[name]) - chance.mean()) < 4 * np.sqrt((chance * (1 - chance)).sum()) / 1000, name
+    assert all(np.mean(guessed) < questions.floor.mean() + 0.05 for name, guessed in right.items() if name != "no_start")
+    assert (abs(distracts / 1000 - 5 / 8) < 0.065).all()  # whichever entity it is: 4.2 deviations
+    assert abs(np.mean(place) - 0.5) < 4 * np.sqrt(1 / 12 / 1000)  # uniform among the chains
+
+
+def as_row(questions, q):
+    """A question as a user's row: names "name7", relations "rel207", one sentence a fact."""
+    nodes, query, named, sentences = read_back(questions)[q]
+    candidates = [f"name{named[n]}" for n in nodes if questions.kind[n] == core.CANDIDATE]
+    passages = [
+        " ".join(f"Name{one} rel{relation} name{other}." for one, relation, other, home, _ in sentences if home == n)
+        for n in nodes
+        if questions.kind[n] == core.PASSAGE
+    ]
+    return {"start": f"name{query[0]}", "relations": [f"rel{w}" for w in query[1:]], "passages": passages,
+            "answer": f"name{named[questions.answer[q]]}", "candidates": candidates,
+            "entities": [f"name{name}" for name in named.values()]}  # fmt: skip
+
+
+def canonical(questions, links=core.LINKS):
+    """A question's graph up to the order of its nodes: each is known by its kind, its words and what it belongs to."""
+    words = words_by_node(questions)
+    passages, sentences = (list(np.unique(column[column >= 0])) for column in (questions.passage, questions.sentence))
+    key = [
+        (int(kind), str(words[n]), str(words[questions.entity[n]]) if questions.entity[n] >= 0 else "",
+         passages.index(questions.passage[n]) if questions.passage[n] >= 0 else -1,
+         sentences.index(questions.sentence[n]) if questions.sentence[n] >= 0 else -1)
+        for n, kind in enumerate(questions.kind)
+    ]  # fmt: skip
+    edges = sorted((key[a], key[b]) for a, b in core.link(questions, links).T)
+    return sorted(key), edges, key[questions.start[0]], key[questions.answer[0]], questions.hops.tolist()
+
+
+@pytest.mark.parametrize(("hops", "changes"), WORLDS[1:4], ids=str)
+def test_a_question_written_as_text_is_the_same_graph(hops, changes):
+    questions = drawn(4, hops, **changes)
+    for q in range(4):
+        read = core.read_question(as_row(questions, q), lambda word: int(re.sub(r"\D", "", word)))
+        one, _ = core.take_questions(questions, np.zeros((2, 0), int), np.array([q]))
+        assert canonical(read) == canonical(one)
+        assert np.isnan([read.floor, read.no_start]).all() and not read.step.any()
+
+
+def test_names_of_several_words_are_found_longest_first():
+    number = {}
+    read = core.read_question(HAND_WRITTEN, lambda word: number.setdefault(word, len(number)))
+    names = [*number]
+    said = [{slot: {names[w] for w in bag} for slot, bag in node.items()} for node in words_by_node(read)]
+    york, city = {"new", "york"}, {"new", "york", "city"}
+    is_twin, met = {"is", "the", "twin", "of"}, {"the", "mayor", "of", "met"}
+    q, p, s, o, e, c = core.QUERY, core.PASSAGE, core.SUBJECT, core.OBJECT, core.ENTITY, core.CANDIDATE
+    assert read.kind.tolist() == [q, c, c, e, e, p, s, o, p, s, o, o]
+    assert said[:5] == [{0: york, 1: {"twin", "of"}, 2: {"mayor"}}, {0: {"ann", "lee"}}, {0: {"bob"}}, {0: york}, {0: city}]
+    assert said[5] == {4: city | is_twin | {"it"}} and said[8] == {4: city | met | {"bob", "ann", "lee", "leeds", "slept"}}
+    assert said[6:8] == [{0: city, 1: is_twin}, {0: york, 1: is_twin}]
+    assert said[9:] == [{0: city, 1: met}, {0: {"bob"}, 1: met}, {0: {"ann", "lee"}, 1: met}]
+    assert read.entity.tolist() == [-1, 1, 2, 3, 4, -1, 4, 3, -1, 4, 2, 1] and (read.start[0], read.answer[0]) == (3, 1)
+    assert read.passage.tolist() == [-1] * 5 + [5] * 3 + [8] * 4
+    assert len(set(read.sentence[6:8])) == len(set(read.sentence[9:])) == 1 and read.sentence[6] != read.sentence[9]
+
+
+def mixed_questions():
+    """Five questions of every size, a read one among them, and their edges."""
+    read = core.read_question(HAND_WRITTEN, lambda word: 2 + len(word))
+    parts = [drawn(1, 1), drawn(1, 3, restated=3), read, drawn(1, 2, 5, entities=5, facts=9, candidates=3, passages=2), drawn(1, 2)]
+    joined = core.join_questions(parts)
+    return parts, joined, core.link(joined, core.LINKS)
+
+
+@pytest.mark.parametrize("links", [*((name,) for name in core.LINKS), core.LINKS], ids=str)
+def test_links_are_their_definition(links):
+    q = mixed_questions()[1]
+    expected, nodes = [], range(len(q.kind))
+    for name, a, b in itertools.product(links, nodes, nodes):
+        mentions = [n for n in (a, b) if q.kind[n] in (core.SUBJECT, core.OBJECT)]
+        if len(mentions) == 1 and name in ("passage", "entity"):
+            (one,), (other,) = mentions, {a, b} - {*mentions}
+            expected += [(a, b)] * int(getattr(q, name)[one] == other)
+        elif len(mentions) == 2 and a != b and name in ("sentence", "coreference"):
+            column = q.sentence if name == "sentence" else q.entity
+            expected += [(a, b)] * int(column[a] == column[b])
+    found = [tuple(pair) for pair in core.link(q, links).T.tolist()]
+    assert sorted(found) == sorted(expected) and expected and all(q.question[a] == q.question[b] for a, b in found)
+
+
+def test_no_link_stands_twice():
+    """Someone named twice in one sentence: the mentions share a sentence and an entity, and the two attentions still agree."""
+    row = HAND_WRITTEN | {"passages": ["Bob met Ann Lee, and Bob slept."]}
+    edges = core.link(core.read_question(row, len), core.LINKS).T.tolist()
+    assert len({tuple(pair) for pair in edges}) == len(edges)
+
+
+def test_pairs_within_a_group_are_all_there_are():
+    for seed in range(20):
+        group = np.random.default_rng(seed).integers(-1, 5, seed)
+        expected = [(a, b) for a, b in np.ndindex(seed, seed) if a != b and group[a] == group[b] >= 0]
+        assert sorted(map(tuple, core.pairs_within(group).T.tolist())) == sorted(expected)
+
+
+@pytest.mark.parametrize("which", [[0], [1], [2], [3], [4], [0, 2, 4]], ids=str)
+def test_taking_undoes_joining(which):
+    parts, joined, edges = mixed_questions()
+    taken, kept = core.take_questions(joined, edges, np.array(which))
+    expected = core.join_questions([parts[i] for i in which])
+    for name, one, other in zip(core.Questions._fields, taken, expected, strict=True):
+        if name == "sentence":  # numbers of their own
+            one, other = one[:, None] == one, other[:, None] == other
+        np.testing.assert_array_equal(one, other, name)
+    assert sorted(kept.T.tolist()) == sorted(core.link(expected, core.LINKS).T.tolist())
+
+
+# graph attention
+
+
+def small_graph(nodes=9, edges=24, width=3, seed=0):
+    """Two heads on random edges, none twice and none into node 0: query, key, value, types in float64, and Edges."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = torch.randperm(nodes * (nodes - 1), generator=generator)[:edges]
+    parts = [torch.randn(nodes, 2, width, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(3)]
+    parts.append(torch.randn(len(core.KINDS) ** 2, 2, dtype=torch.float64, generator=generator, requires_grad=True))
+    kind = torch.randint(len(core.KINDS), (nodes,), generator=generator)
+    return parts, core.Edges(pairs % nodes, pairs // nodes + 1, kind)
+
+
+def attention_by_node(query, key, value, types, edges):
+    """A softmax for each node, from the definition."""
+    out = []
+    for v in range(len(query)):
+        source = edges.source[edges.target == v]
+        logits = (query[v] * key[source]).sum(-1) + types[edges.kind[v] * len(core.KINDS) + edges.kind[source]]
+        out.append((logits.softmax(0)[:, :, None] * value[source]).sum(0))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize(("nodes", "edges"), [(9, 24), (5, 0), (80, 6000)])  # the last takes two blocks
+def test_edge_attention_is_a_softmax_a_node(nodes, edges):
+    parts, graph = small_graph(nodes, edges)
+    out, weight = core.edge_attention(*parts, graph)
+    expected = attention_by_node(*parts, graph)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(gradients(out, *parts), gradients(expected, *parts))
+    assert not out[0].any() and (edges == 0 or out[1:].any()) and not weight.requires_grad
+    mixed = torch.zeros_like(out).index_add(0, graph.target, weight[:, :, None] * parts[2][graph.source])
+    torch.testing.assert_close(mixed, expected)  # the weights stand in the order of the edges
+    keep = torch.zeros(nodes, nodes, dtype=torch.bool).index_put((graph.target, graph.source), torch.tensor(True))
+    fused = core.dense_attention(*(x.transpose(0, 1)[None] for x in parts[:3]), parts[3], graph.kind[None], keep[None])
+    has = keep.any(1)
+    torch.testing.assert_close(fused[0].transpose(0, 1)[has], expected[has])
+
+
+def test_edge_attentions_gradient_is_its_own():
+    parts, graph = small_graph(6, 14, 2)
+    assert torch.autograd.gradcheck(lambda *parts: core.edge_attention(*parts, graph)[0], parts)
+
+
+@pytest.mark.parametrize("block", [1, 7, 24, 25])
+def test_blocks_of_edges_change_nothing(block):
+    (query, key, *_), graph = small_graph()
+    expected = torch.einsum("ehd,ehd->eh", query[graph.target], key[graph.source]).detach()
+    torch.testing.assert_close(core.edge_products(query.detach(), graph.target, key.detach(), graph.source, block), expected)
+
+
+def test_large_logits_do_not_overflow():
+    parts, graph = small_graph()
+    parts = [(x * (1e4 if i == 0 else 1)).float().detach().requires_grad_() for i, x in enumerate(parts)]
+    out, _ = core.edge_attention(*parts, graph)
+    torch.testing.assert_close(out, attention_by_node(*parts, graph))
+    assert all(g.isfinite().all() for g in gradients(out, *parts)) and not gradients(out, *parts)[0][0].any()
+
+
+def test_nothing_but_its_sources_moves_a_node():
+    parts, graph = small_graph()
+    query, key, value, types = parts
+    out, _ = core.edge_attention(*parts, graph)
+    for target in range(9):
+        sources = graph.source[graph.target == target]
+        other = torch.ones(9, dtype=torch.bool).index_fill(0, sources, False)
+        moved = [x + other[:, None, None] * torch.randn_like(x) for x in (key, value)]
+        again, _ = core.edge_attention(query, *moved, types, graph)
+        assert torch.equal(again[target], out[target])
+        seen = gradients(out[target], query, key, value)
+        assert not any(g[other].any() for g in seen[1:]) and seen[2][sources].any((1, 2)).all()
+        assert seen[1][sources].any((1, 2)).all() or len(sources) < 2  # one source alone has weight 1, whatever its key
+        assert not torch.cat([seen[0][:target], seen[0][target + 1 :]]).any()
+
+
+# answering
+
+
+def question_model(**changes):
+    """In float64, every weight random, types too."""
+    model = core.build_question_model(TINY | changes, 0).double()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (parameter.dim() == 1 or name.endswith("types")):
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(2))
+    return model
+
+
+def question_batch(questions, edges, form):
+    batch = core.QuestionBatch(questions, edges, form)
+    batch.word_weight = batch.word_weight.double()
+    return batch
+
+
+def scores_by_node(model, questions, edges, form, types):
+    """The model from its definition, a node and a head at a time: scores of all nodes."""
+    kind, question = questions.kind.tolist(), questions.question.tolist()
+    words, queries = words_by_node(questions), np.nonzero(questions.kind == core.QUERY)[0]
+    pairs = {(a, b) for a, b in edges.T.tolist()}
+    if form == "nodes":
+        for passage in np.nonzero(questions.kind == core.PASSAGE)[0]:
+            new, query = len(kind), queries[question[passage]]
+            kind, question, words = (
+                [*kind, core.PASSAGE_QUERY],
+                [*question, question[passage]],
+                [*words, words[passage] | words[query]],
+            )
+            pairs |= {(new, n) for n in np.nonzero(questions.passage == passage)[0]}
+    if form.startswith("node"):
+        pairs |= {(n, queries[question[n]]) for n in range(len(kind)) if kind[n] != core.QUERY}
+    pairs |= {(b, a) for a, b in pairs} | {(n, n) for n in range(len(kind))}
+    bag = lambda n: sum(model.embed.weight[w].mean(0) @ model.slots[slot] for slot, w in words[n].items())  # noqa: E731
+    rows = []
+    for n in range(len(kind)):
+        starts = n < len(questions.kind) and questions.entity[n] == questions.start[question[n]]
+        told = form.startswith("everywhere") or (form == "start" and starts)
+        row = bag(n) + model.kinds.weight[kind[n]] + told * model.inject(bag(queries[question[n]]))
+        rows.append(row + (form.endswith("marked") and starts) * model.mark)
+    x = torch.stack(rows)
+
+    def apply(part, x):
+        parts = [part.parts[k] if types == "switch" else part for k in kind]
+        return torch.stack([F.linear(row, p.weight, p.bias) for row, p in zip(x, parts, strict=True)])
+
+    for layer in model.layers:
+        parts = apply(layer.inputs, layer.norm1(x)).view(len(x), 3, layer.heads, -1).unbind(1)
+        mixed = []
+        for n in range(len(x)):
+            sources = sorted(a for a, b in pairs if b == n)
+            bias = torch.stack([layer.types[kind[n] * len(core.KINDS) + kind[a]] for a in sources])
+            logits = (parts[0][n] * parts[1][sources]).sum(-1) / math.sqrt(parts[0].shape[-1]) + bias
+            mixed.append((logits.softmax(0)[..., None] * parts[2][sources]).sum(0).flatten())
+        x = x + apply(layer.out, torch.stack(mixed))
+        x = x + apply(layer.last, apply(layer.first, layer.norm2(x)).relu())
+    return model.readout(model.norm(x))[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("query", "types"),
+    [*((form, "embedding") for form in core.QUERY_FORMS), ("everywhere", "none"), ("nodes", "none"), ("start", "switch")],
+)
+def test_question_model_is_its_definition(query, types):
+    _, questions, edges = mixed_questions()
+    model, batch = question_model(types=types), question_batch(questions, edges, query)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    score, found, total = scores_by_node(model, questions, edges, query, types), [], 0
+    for form in ("edges", "dense"):
+        for layer in model.layers:
+            layer.form = form
+        found.append(model(batch))
+    for q, logits in enumerate(found[0]):
+        nodes = [n for n in range(len(questions.kind)) if questions.question[n] == q and questions.kind[n] == core.CANDIDATE]
+        torch.testing.assert_close(logits[: len(nodes)], score[nodes])
+        assert (logits[len(nodes) :] == -math.inf).all() and nodes[batch.answer[q]] == questions.answer[q]
+        logits = score[nodes].log_softmax(0)[nodes.index(questions.answer[q])]
+        total = total + logits
+    expected = torch.autograd.grad(-total, learned, materialize_grads=True)
+    for logits in found:
+        torch.testing.assert_close(logits, found[0])
+        loss = F.cross_entropy(logits, batch.answer, reduction="sum")
+        torch.testing.assert_close(torch.autograd.grad(loss, learned, materialize_grads=True), expected)
+
+
+@pytest.mark.parametrize("query", core.QUERY_FORMS)
+def test_each_query_form_reads_what_it_says(query):
+    _, questions, edges = mixed_questions()
+    model = question_model()
+    logits = model(question_batch(questions, edges, query))
+    mine = (questions.kind[questions.node] == core.QUERY) & (questions.question[questions.node] == 1)
+    asked = np.where(mine, np.roll(questions.word, 1), questions.word)
+    asked[mine] = questions.word[mine][::-1]  # the same words, in other slots
+    for elsewhere, reads in (
+        (questions._replace(word=asked), query != "none"),
+        (questions._replace(start=np.where(np.arange(5) == 1, questions.answer, questions.start)),
+         query == "start" or query.endswith("marked")),
+    ):  # fmt: skip
+        moved = (model(question_batch(elsewhere, edges, query)) != logits).any(1)
+        assert moved.tolist() == [False, reads, False, False, False]
+
+
+@pytest.mark.parametrize("form", ["edges", "dense"])
+@pytest.mark.parametrize("query", core.QUERY_FORMS)
+def test_a_question_is_answered_as_if_alone_in_any_order(query, form):
+    parts, questions, edges = mixed_questions()
+    model = question_model(form=form)
+    logits = model(question_batch(questions, edges, query))
+    for order in ([0], [1], [2], [3], [4], [3, 0, 4, 2, 1]):
+        some = core.join_questions([parts[i] for i in order])
+        alone = model(question_batch(some, core.link(some, core.LINKS), query))
+        torch.testing.assert_close(alone, logits[order, : alone.shape[1]])
+    mine = (questions.question[questions.node] == 1) & (questions.kind[questions.node] != core.QUERY)
+    word = questions.word.copy()
+    word[mine] = np.roll(word[mine], 1)
+    moved = (model(question_batch(questions._replace(word=word), edges, query)) != logits).any(1)
+    assert moved.tolist() == [False, True, False, False, False]  # to the bit
+
+
+def test_the_order_of_nodes_and_edges_is_irrelevant():
+    _, questions, edges = mixed_questions()
+    rng, new = np.random.default_rng(0), np.arange(len(questions.kind))
+    inner = questions.kind == core.PASSAGE  # which candidates come first would turn the columns
+    inner |= np.isin(questions.kind, (core.SUBJECT, core.OBJECT))
+    for q in range(5):
+        mine = np.nonzero(inner & (questions.question == q))[0]
+        new[mine] = rng.permutation(mine)
+    columns = {}
+    for name, column in questions._asdict().items():
+        column = np.where(column >= 0, new[column], -1) if core.COUNTED_BY.get(name) == "kind" else column
+        columns[name] = column[new.argsort()] if name in core.OF_NODE else column
+    order = columns["node"].argsort(kind="stable")
+    columns |= {name: columns[name][order] for name in core.OF_WORD}
+    for query in core.QUERY_FORMS:
+        model = question_model()
+        one = model(question_batch(questions, edges, query))
+        other = model(question_batch(core.Questions(**columns), new[edges[:, rng.permutation(edges.shape[1])]], query))
+        torch.testing.assert_close(other, one)
+    assert (new != np.arange(len(new))).sum() > 50
+
+
+@pytest.mark.parametrize("types", ["embedding", "none", "switch"])
+def test_what_is_shared_is_counted_once(types):
+    count = {}
+    for share, depth in itertools.product(("on", "off"), (1, 3)):
+        model = core.build_question_model(TINY | {"types": types, "share": share, "depth": depth}, 0)
+        assert len(model.layers) == depth
+        count[share, depth] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kinds, linear = len(core.KINDS), (8 + 1) * 24 + (8 + 1) * 8 + (8 + 1) * 16 + (16 + 1) * 8
+    layer = 4 * 8 + linear * (kinds if types == "switch" else 1) + (kinds**2 * 2) * (types != "none")
+    rest = (2 + 200 + 3) * 8 + core.SLOTS * 64 + 8 + 72 + 16 + 9 + kinds * 8 * (types != "none")
+    assert count == {("on", 1): rest + layer, ("on", 3): rest + layer, ("off", 1): rest + layer, ("off", 3): rest + 3 * layer}
+
+
+def test_kinds_are_unread_without_types():
+    _, questions, edges = mixed_questions()
+    other = np.where(questions.kind == core.SUBJECT, core.OBJECT, questions.kind)
+    for types in ("none", "embedding", "switch"):
+        model = question_model(types=types)
+        one, two = (model(question_batch(questions._replace(kind=kind), edges, "start")) for kind in (questions.kind, other))
+        assert torch.equal(one, two) == (types == "none")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """At most 30 questions to measure with."""
+    held_out = core.QuestionData.held_out
+    monkeypatch.setattr(core, "TEST_QUESTIONS", 30)
+    monkeypatch.setattr(core.QuestionData, "held_out", lambda data, count, *name: held_out(data, min(count, 30), *name))
+
+
+def answers_learned(config, seed=0, **options):
+    return core.train_on_questions(config, seed, core.build_question_model(config, seed), **options)
+
+
+def test_training_on_questions_is_plain_adamw(few):
+    config = TINY | {"curriculum": 0.5, "lr": 0.02, "steps": 20}
+    result, data, rng = answers_learned(config, 3, points=4), core.QuestionData(config), core.stream(3, "train")
+    model, losses = core.build_question_model(config, 3), []
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    right = lambda name, count, hops: np.mean([  # noqa: E731
+        bool(logits.argmax() == answer)
+        for batch in data.held_out(count, name)[hops] for logits, answer in zip(model(batch), batch.answer, strict=True)
+    ])  # fmt: skip
+    curves = {1: [], 2: []}
+    for step in range(21):
+        if step % 5 == 0:
+            curves = {hops: [*curve, right("val", 100, hops)] for hops, curve in curves.items()}
+        if step < 20:
+            batch = data.draw(rng, 6, (1, 2) if step >= 10 else (1,))
+            loss = -model(batch).log_softmax(1)[torch.arange(6), batch.answer].mean()
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.param_groups[0]["lr"] = 0.02 * min((step + 1) / 100, (20 - step) / 6)
+            optimizer.step()
+            losses.append(loss.item())
+    np.testing.assert_allclose(result["train_loss"], losses, rtol=1e-4)
+    for hops in (1, 2):
+        np.testing.assert_allclose(result[f"curve_{hops}"], curves[hops], atol=0.011)
+        assert abs(result[f"accuracy_{hops}"] - right("test", 30, hops)) < 0.035
+        chance = np.concatenate([batch.floor for batch in data.held_out(30)[hops]])
+        assert len(chance) == 30 and math.isclose(result[f"floor_{hops}"], chance.mean())
+        assert result[f"no_start_{hops}"] > result[f"floor_{hops}"]
+    assert result["accuracy"] == pytest.approx((result["accuracy_1"] + result["accuracy_2"]) / 2)
+    assert result["parameters"] == sum(p.numel() for p in model.parameters()) and math.isnan(result["diverged"])
+
+
+def test_training_on_questions_repeats_and_reports_divergence(few):
+    one, again, other = (answers_learned(TINY, seed, points=2) for seed in (0, 0, 1))
+    for name in one:
+        np.testing.assert_array_equal(one[name], again[name])
+    assert not np.array_equal(one["train_loss"], other["train_loss"])
+    assert answers_learned(TINY | {"lr": 1e30}, points=2)["diverged"] >= 1
+
+
+def test_graph_questions_are_learned():
+    config = QUESTION | {"hops": (1,), "depth": 2, "dim": 32, "heads": 2, "names": 20, "steps": 200, "batch": 24, "lr": 1e-2}
+    result = answers_learned(config, points=1)
+    assert result["accuracy"] > result["floor_1"] + 0.3 and result["curve_1"][0] < 0.4
+
+
+@pytest.mark.parametrize(("curriculum", "first"), [(0.0, [3] * 12), (0.25, [1] * 3 + [2] * 3 + [3] * 6), (2.0, [1] * 12)])
+def test_further_hops_join_in_time(curriculum, first, few, monkeypatch):
+    seen, draw = [], core.QuestionData.draw
+    monkeypatch.setattr(core.QuestionData, "draw", lambda *args: seen.append((args[2], tuple(args[3]))) or draw(*args))
+    answers_learned(TINY | {"hops": (2, 1, 3), "curriculum": curriculum}, points=1)
+    assert seen == [(6, (2, 1, 3)[:n]) for n in first]
+
+
+def test_each_number_of_hops_is_drawn_with_the_same_chance(monkeypatch):
+    seen, draw = {}, core.draw_questions
+    monkeypatch.setattr(core, "draw_questions", lambda rng, n, h, world: seen.update({h: n}) or draw(rng, n, h, world))
+    assert core.QuestionData(TINY).draw(np.random.default_rng(0), 1000, (1, 3)).count == 1000
+    assert sum(seen.values()) == 1000 and set(seen) == {1, 3} and 0 < abs(seen[1] - 500) < 65
+
+
+def test_evaluation_does_not_depend_on_training(few, monkeypatch):
+    seen, answered = [], core.answered
+    key = lambda batch: (batch.used[batch.word % len(batch.used)].tolist(), batch.edges.source.tolist(), batch.answer.tolist())  # noqa: E731
+    monkeypatch.setattr(core, "answered", lambda model, batches: seen[-1].append([*map(key, batches)]) or answered(model, batches))
+    for seed, changes in ((0, {}), (1, {"steps": 20, "batch": 3, "lr": 1e-3, "depth": 1})):
+        seen.append([])
+        answers_learned(TINY | changes, seed, points=1)
+    assert seen[0] == seen[1] and len(seen[0]) == 6 and seen[0][:2] == seen[0][2:4]  # two numbers of hops: before, after, test
+    assert not any(batch in seen[0][4 + i] for i in (0, 1) for batch in seen[0][i])
+
+
+@functools.cache
+def learned_losses(config):
+    return answers_learned(dict(config), points=1)["train_loss"]
+
+
+@pytest.mark.parametrize("flag", [flag.key for flag in core.QUESTION_FLAGS if flag.key != "questions"])
+def test_every_flag_of_questions_changes_the_training(flag, few):
+    changes = {"query": "node", "hops": (1, 3), "entities": 7, "relations": 4, "facts": 12, "restated": 3, "passages": 5,
+               "names": 150, "candidates": 4, "links": "passage,entity", "types": "none", "share": "off", "depth": 3, "dim": 12,
+               "heads": 1, "form": "dense", "steps": 15, "batch": 7, "lr": 1e-3, "curriculum": 0.5}  # fmt: skip
+    config = TINY | {flag: changes[flag]}
+    losses = [learned_losses(tuple(core.question_cell(each).items())) for each in (TINY, config)]
+    same = len(losses[0]) == len(losses[1]) and np.allclose(*losses, rtol=1e-5)
+    assert same == (flag == "form")  # that one changes how it is computed, and nothing else
+
+
+# questions of one's own
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Writes rows (or any bytes) to a file, and reads it without the cache of the process; runs/ lies elsewhere."""
+    monkeypatch.setattr(core, "REPOSITORY", tmp_path)
+    core.load_questions.cache_clear()
+
+    def write(rows):
+        path = tmp_path / "own.jsonl"
+        path.write_bytes(rows if isinstance(rows, bytes) else b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        return str(path)
+
+    yield write
+    core.load_questions.cache_clear()
+
+
+def own_rows(count=12):
+    questions = core.join_questions([drawn(count - 6, 1), drawn(6, 2, 1)])
+    return [as_row(questions, q) for q in np.arange(count) * 5 % count]  # both numbers of hops on either side
+
+
+def test_own_questions_are_read_linked_and_kept(own, monkeypatch):
+    rows, load, number = own_rows(), core.load_questions.__wrapped__, {}
+    path = own(rows)
+    expected = core.join_questions([core.read_question(row, lambda word: number.setdefault(word, 2 + len(number))) for row in rows])
+    questions, edges, known, sha = load(path, core.LINKS)
+    assert known == 2 + len(number) and sha == hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    for one, other in zip(questions, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(edges, core.link(expected, core.LINKS))
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "read_all", lambda *_: pytest.fail("the text is read again"))
+        for links in (("sentence",), ("passage", "entity")):
+            again, edges, *rest = load(path, links)
+            np.testing.assert_array_equal(edges, core.link(expected, links))
+            assert np.array_equal(again.word, expected.word) and rest == [known, sha]
+        patch.setattr(core, "keep_arrays", lambda name, make: dict(np.load(core.REPOSITORY / "runs" / f"{name}.npz")))
+        np.testing.assert_array_equal(load(path, ("sentence",))[1], core.link(expected, ("sentence",)))  # edges are kept, too
+    own(rows[::-1])  # other content under the same name
+    assert not np.array_equal(load(path, core.LINKS)[0].word, expected.word)
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "data", "directory"])
+def test_a_damaged_kept_file_is_made_anew(damage, own):
+    path, load = own(own_rows()), core.load_questions.__wrapped__
+    first = load(path, core.LINKS)
+    for kept in (Path(path).parent / "runs").iterdir():
+        content = bytearray(kept.read_bytes())
+        if damage == "data":
+            content[len(content) // 2] ^= 64
+        elif damage == "directory":
+            content[content.rindex(b"PK\1\2") + 10] ^= 64  # names a compression that there is not
+        kept.write_bytes({"empty": b"", "text": b"no arrays", "cut": content[:-50]}.get(damage, content))
+    again = load(path, core.LINKS)
+    assert np.array_equal(again[1], first[1]) and all(np.array_equal(*pair, True) for pair in zip(again[0], first[0], strict=True))
+
+
+def test_no_place_to_keep_what_was_read_is_no_error(own):
+    path = own(own_rows())
+    (Path(path).parent / "runs").write_text("a file in the way")
+    assert len(core.load_questions.__wrapped__(path, core.LINKS)[0].hops) == 12
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({key: None}, key) for key in ("start", "answer", "relations", "passages", "candidates")]
+    + [({"start": ["a"]}, "start"), ({"passages": "a text"}, "passages"), ({"candidates": []}, "candidates"),
+       ({"answer": "nobody"}, '"answer" has to stand among "candidates"'), ({"relations": ["a"] * 4}, "at most 3"),
+       ({"relations": ["a", 3]}, "texts"), ({"passages": ["a", "?!"]}, "texts"), ({"entities": [" "]}, "texts"),
+       ({"entities": "Rome"}, "entities"), ({"entities": 7}, ""),
+       (b'{"start": "a"', "not JSON"), (b"\xff", "not JSON"), (b"[1]", "not an object"), (b"\n\n{", "not JSON")],
+    ids=str,
+)  # fmt: skip
+def test_a_bad_question_is_named_with_its_line(change, said, own):
+    lines = [json.dumps(row).encode() for row in own_rows()]
+    lines[6] = change if isinstance(change, bytes) else json.dumps(json.loads(lines[6]) | change).encode()
+    line = 7 + lines[6].count(b"\n")
+    with pytest.raises(core.UsageError, match=rf"^--questions .*own\.jsonl: line {line}: .*{said}") as error:
+        core.load_questions(own(b"\n".join(lines)), core.LINKS)
+    assert "\n" not in str(error.value) and not (core.REPOSITORY / "runs").exists()
+
+
+def test_a_missing_key_few_questions_and_no_file_are_named(own, tmp_path):
+    rows = own_rows()
+    del rows[0]["start"]
+    with pytest.raises(core.UsageError, match=r"--questions .*line 1: \"start\""):
+        core.load_questions(own(rows), core.LINKS)
+    with pytest.raises(core.UsageError, match=r"--questions .*own\.jsonl: 9 questions; give at least 10"):
+        core.load_questions(own(rows[1:10]), core.LINKS)
+    for missing in (tmp_path, tmp_path / "none.jsonl"):
+        with pytest.raises(core.UsageError, match=f"--questions {missing}: cannot be read"):
+            core.load_questions(str(missing), core.LINKS)
+
+
+def test_every_fifth_own_question_is_held_out(own, few, monkeypatch):
+    path, taken, take = own(own_rows(20)), [], core.take_questions
+    config = core.question_cell(TINY | {"questions": path, "batch": 7})
+    assert config["sha256"] == core.load_questions(path, core.LINKS)[3]
+    assert not {*core.WORLD, "hops", "curriculum"} & set(config) and set(config) < set(TINY) | {"sha256"}
+    monkeypatch.setattr(core, "take_questions", lambda q, edges, which: taken.append(which.tolist()) or take(q, edges, which))
+    result = answers_learned(config, points=2)
+    hops = core.load_questions(path, core.LINKS)[0].hops
+    held_out = [[q for q in (4, 9, 14, 19) if hops[q] == h] for h in (1, 2)]
+    assert taken[:4] == held_out * 2 and all(held_out)
+    assert {q for some in taken[4:] for q in some} == set(range(20)) - {4, 9, 14, 19}
+    assert len(taken) == 4 + 12 and all(len(set(some)) == 7 for some in taken[4:])
+    assert math.isnan(result["floor_1"]) and 0 <= result["accuracy_2"] <= 1
+    assert len(core.QuestionData(config | {"batch": 99}).draw(np.random.default_rng(0), 99, ()).answer) == 16
+
+
+def test_a_number_of_hops_that_is_not_held_out_is_no_end(own, few):
+    rows = own_rows()
+    rows = [as_row(drawn(1, 3), 0), *(row for row in rows if len(row["relations"]) == 1), *rows][:12]
+    result = answers_learned(core.question_cell(TINY | {"questions": own(rows)}), points=1)
+    assert np.isfinite([result["accuracy"], result["accuracy_1"], result["accuracy_2"]]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [({"heads": 3}, "heads"), ({"links": "passage,friend"}, "links"), ({"links": ""}, "links"),
+     ({"links": "entity,entity"}, "links"), ({"hops": (1, 4)}, "hops"),
+     ({"hops": (4,), "relations": 5}, "hops"), ({"hops": (1, 1)}, "hops"),
+     ({"candidates": 9}, "candidates"),
+     ({"names": 7}, "entities"), ({"facts": 25}, "facts"), ({"restated": 17}, "restated"), ({"passages": 17}, "passages"),
+     ({"entities": 3, "candidates": 3, "facts": 8, "hops": (3,)}, "hops"), ({"facts": 2, "passages": 2, "hops": (3,)}, "hops"),
+     ({"questions": "nowhere.jsonl"}, "questions")],
+    ids=str,
+)  # fmt: skip
+def test_questions_that_cannot_be_are_refused(changes, flag):
+    with pytest.raises(core.UsageError, match=rf"^--{flag} .*: ") as error:
+        core.question_cell(QUESTION | changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"hops": (3,)}, {"candidates": 8}, {"names": 8}, {"facts": 24}, {"restated": 16, "passages": 32}, {"passages": 16},
+     {"entities": 4, "candidates": 4, "facts": 8, "hops": (3,)}, {"facts": 3, "passages": 2, "hops": (2,)}, {"links": "entity"}],
+    ids=str,
+)  # fmt: skip
+def test_questions_at_the_edge_of_what_can_be_are_drawn(changes):
+    config = QUESTION | changes
+    assert core.question_cell(config) == config
+    assert core.QuestionData(config).draw(np.random.default_rng(0), 3, config["hops"]).count == 3
