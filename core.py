@@ -3553,7 +3553,9 @@ def link(questions: Questions, links: Sequence[str]) -> np.ndarray:
             there = np.stack([mentions, getattr(questions, name)[mentions]])
             edges += [there, there[::-1]]
         else:
-            edges.append(pairs_within(np.where(mention, questions.sentence if name == "sentence" else questions.entity, -1)))
+            pairs = pairs_within(np.where(mention, questions.sentence if name == "sentence" else questions.entity, -1))
+            apart = questions.sentence[pairs[0]] != questions.sentence[pairs[1]]  # an entity may stand twice in a sentence
+            edges.append(pairs if name == "sentence" or "sentence" not in links else pairs[:, apart])
     return np.concatenate(edges, 1)
 
 
@@ -3595,6 +3597,8 @@ def read_question(row: dict, word_number: Callable[[str], int]) -> Questions:
     for key, kind in (("start", str), ("answer", str), ("relations", list), ("passages", list), ("candidates", list)):
         if not isinstance(row.get(key), kind) or not row[key]:
             raise ValueError(f'"{key}" has to be a {"text" if kind is str else "list of texts"}')
+    if not isinstance(row.get("entities", []), list):
+        raise ValueError('"entities" has to be a list of texts')
     named = [*row["candidates"], row["start"], row["answer"], *row.get("entities", [])]
     if not all(isinstance(text, str) and words_in(text) for text in (*named, *row["passages"], *row["relations"])):
         raise ValueError("names, relations and passages have to be texts with a word in them")
@@ -3654,7 +3658,9 @@ def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.n
 def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
     """The fields of all questions in a file, and the words by number."""
     number, parts = {}, []
-    for i, line in enumerate(filter(bytes.strip, content.splitlines())):
+    for i, line in enumerate(content.splitlines()):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
@@ -3671,7 +3677,8 @@ def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
 def keep_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """What make() returns, from runs/ if it lies there; a place to keep it is a convenience."""
     path = REPOSITORY / "runs" / f"{name}.npz"
-    with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as stored:
+    damaged = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+    with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as stored:
         return dict(stored)
     arrays, content = make(), io.BytesIO()
     np.savez(content, **arrays)
