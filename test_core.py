@@ -2715,7 +2715,7 @@ def scores_by_node(model, questions, edges, form, types):
     """The model from its definition, a node and a head at a time: scores of all nodes."""
     kind, question = questions.kind.tolist(), questions.question.tolist()
     words, queries = words_by_node(questions), np.nonzero(questions.kind == core.QUERY)[0]
-    pairs = {(a, b) for a, b in edges.T.tolist()}
+    pairs = set()
     if form == "nodes":
         for passage in np.nonzero(questions.kind == core.PASSAGE)[0]:
             new, query = len(kind), queries[question[passage]]
@@ -2727,7 +2727,7 @@ def scores_by_node(model, questions, edges, form, types):
             pairs |= {(new, n) for n in np.nonzero(questions.passage == passage)[0]}
     if form.startswith("node"):
         pairs |= {(n, queries[question[n]]) for n in range(len(kind)) if kind[n] != core.QUERY}
-    pairs |= {(b, a) for a, b in pairs} | {(n, n) for n in range(len(kind))}
+    pairs |= {(b, a) for a, b in pairs} | {(n, n) for n in range(len(kind))} | set(map(tuple, edges.T.tolist()))
     bag = lambda n: sum(model.embed.weight[w].mean(0) @ model.slots[slot] for slot, w in words[n].items())  # noqa: E731
     rows = []
     for n in range(len(kind)):
@@ -2760,6 +2760,7 @@ def scores_by_node(model, questions, edges, form, types):
 )
 def test_question_model_is_its_definition(query, types):
     _, questions, edges = mixed_questions()
+    edges = edges[:, np.arange(edges.shape[1]) % 3 > 0]  # not all have their opposite
     model, batch = question_model(types=types), question_batch(questions, edges, query)
     learned = [p for p in model.parameters() if p.requires_grad]
     score, found, total = scores_by_node(model, questions, edges, query, types), [], 0
@@ -2903,6 +2904,16 @@ def test_training_on_questions_is_plain_adamw(few):
     assert result["parameters"] == sum(p.numel() for p in model.parameters() if p.grad is not None) and math.isnan(
         result["diverged"]
     )
+
+
+def test_the_rate_climbs_rests_and_falls(few, monkeypatch):
+    config, rates, steps = TINY | {"steps": 200, "hops": (1,), "depth": 1, "lr": 0.5}, [], []
+    batch = core.QuestionData(config).draw(np.random.default_rng(0), 1, (1,))
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
+    answers_learned(config, points=1, draw=lambda rng, step: steps.append(step) or batch)
+    expected = [0.005 * (i + 1) if i < 100 else 0.5 if i < 140 else 0.5 * (200 - i) / 60 for i in range(200)]
+    np.testing.assert_allclose(rates, expected)
+    assert steps == [*range(200)]
 
 
 def test_training_on_questions_repeats_and_reports_divergence(few):
