@@ -3618,6 +3618,8 @@ def read_question(row: dict, word_number: Callable[[str], int]) -> Questions:
         home = len(nodes)
         nodes.append((PASSAGE, -1, home, -1))
         words += [(w, home, SLOTS - 1) for w in words_in(passage)]
+        for name in filter(lambda name: re.search(r"[.!?]\s", name), named):  # "St. Louis" ends no sentence
+            passage = re.sub(re.escape(name), " ".join(words_in(name)), passage, flags=re.IGNORECASE)
         for sentence in re.split(r"[.!?](?:\s|$)", passage):
             flat = " ".join(words_in(sentence))
             rest = pattern.sub(" ", flat).split()
@@ -4034,8 +4036,8 @@ class QuestionData:
         return self.batch(*self.sample(rng, count, hops))
 
     def held_out(self, count: int, name: str = "test", size: int = 100) -> dict[int, list[QuestionBatch]]:
-        """Up to `count` questions of each number of hops, in batches, the same for every seed. name: the stream, "val" or
-        "test"."""
+        """Up to `count` questions of each number of hops, in batches, the same for every seed. name: "val" or "test", the stream they
+        are drawn from; of a file both are the held-out ones."""
         batches = {}
         for hops in self.hops:
             if self.config["questions"] == "generated":
@@ -4112,7 +4114,7 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
             result[f"{name}_{hops}"] = float(np.mean(np.concatenate(chances))) if chances else math.nan
         if hops in curves:
             result[f"curve_{hops}"] = torch.stack(curves[hops]).cpu().numpy()
-    return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test]))}
+    return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test if test[hops]]))}
 
 
 def chain_edges(batch: QuestionBatch) -> np.ndarray:
