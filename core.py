@@ -24,6 +24,7 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     19 Graph questions
     20 Graph attention
     21 Answering
+    22 Attention, watched
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -38,6 +39,7 @@ stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the researc
 import argparse
 import ast
 import contextlib
+import copy
 import csv
 import ctypes
 import datetime
@@ -3957,10 +3959,10 @@ QUESTION_FLAGS = (
     Flag("batch", at_least(1), (32,), "questions a step"),
     Flag("lr", at_least(0.0, float, above=True), (3e-3,), "AdamW's learning rate; climbs for 100 steps, falls in the last 30%"),
     Flag("curriculum", at_least(0.0, float), (0.0,), "each further hop joins after that share of the steps"),
+    Flag("test-questions", at_least(1), (500,), "new questions of each number of hops, to be answered in the end"),
     Flag("questions", str, ("generated",), "generated, or your own: a .jsonl file of the form that the README tells"),
 )  # fmt: skip
 WORLD = ("entities", "relations", "facts", "restated", "passages", "candidates", "names")
-TEST_QUESTIONS = 500  # of each number of hops
 
 
 def question_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
@@ -4036,8 +4038,8 @@ class QuestionData:
         return self.batch(*self.sample(rng, count, hops))
 
     def held_out(self, count: int, name: str = "test", size: int = 100) -> dict[int, list[QuestionBatch]]:
-        """Up to `count` questions of each number of hops, in batches, the same for every seed. name: "val" or "test", the stream they
-        are drawn from; of a file both are the held-out ones."""
+        """Up to `count` questions of each number of hops, in batches, the same for every seed. name: "val" or "test", the
+        stream they are drawn from; of a file both are the held-out ones."""
         batches = {}
         for hops in self.hops:
             if self.config["questions"] == "generated":
@@ -4086,11 +4088,12 @@ class WarmAdamW:
 def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Callable | None = None, points: int = 20) -> dict:
     """Train a model of a cell of QUESTION_FLAGS in place with AdamW (decay 0.01, gradients clipped at norm 1; the rate climbs over
     100 steps and falls over the last 30%). draw(rng, step): another source of batches. Returns, for each number of hops h:
-    `accuracy_h` over TEST_QUESTIONS, `floor_h` and `no_start_h`, chances of guesses on them, `curve_h`, accuracy on others at 0 to
+    `accuracy_h` over new questions, `floor_h` and `no_start_h`, chances of guesses on them, `curve_h`, accuracy on others at 0 to
     `points`; and `accuracy`, their mean, `parameters`, `train_loss` a step, `diverged`, the first step with a loss that is not
     finite, else NaN."""
     data, steps, rng = QuestionData(config), config["steps"], stream(seed, "train")
-    validation, test = data.held_out(100, "val"), data.held_out(TEST_QUESTIONS)
+    count = config["test_questions"]
+    validation, test = data.held_out(min(100, count), "val"), data.held_out(count)
     optimizer = WarmAdamW(model, config["lr"], steps)
     losses, curves, wait = [], {hops: [] for hops in data.hops}, config.get("curriculum", 0.0) * steps
     for step in range(steps + 1):
@@ -4117,6 +4120,9 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
     return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test if test[hops]]))}
 
 
+# %% 22 Attention, watched
+
+
 def chain_edges(batch: QuestionBatch) -> np.ndarray:
     """Which edges [E] lead along the chain of facts to the answer: 1; -1 for loops and detours through an entity's node, else 0."""
     q, s, t = batch.questions, batch.edges.source.cpu().numpy(), batch.edges.target.cpu().numpy()
@@ -4140,6 +4146,12 @@ class WatchedQuestions:
         self.source, self.target, self.type = (x.cpu().numpy() for x in (e.source, e.target, e.type))
         self.question, self.start = batch.question.cpu().numpy()[self.source], batch.start.cpu().numpy()
         self.nodes, self.chain = len(batch.kind), chain_edges(batch)
+
+    def without(self, cut: np.ndarray) -> QuestionBatch:
+        """The same questions without some edges [E] bool."""
+        kept, e, other = torch.from_numpy(~cut).to(Runtime.device), self.batch.edges, copy.copy(self.batch)
+        other.edges = Edges(e.source[kept], e.target[kept], e.kind)
+        return other
 
     def flow(self, weight: np.ndarray) -> np.ndarray:
         """What runs along each edge from the start's nodes to the answer, over all layers [E], if each layer hands on half by

@@ -12,17 +12,20 @@ Rule        5 seeds, the query on the start's nodes, 500 questions of each numbe
 Cost        about 5 min on 2 cores
 """
 
-import copy
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 import core
 from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least
 
-FLAGS = [Flag("draw", at_least(0), (0,), "which of the held-out questions with most hops is drawn, from 0"), *core.question_flags()]
+FLAGS = [Flag("draw", at_least(0), (0,), "which of the held-out questions with most hops is drawn, from 0"),
+         *core.question_flags(("form",))]  # fmt: skip
 SHARES = np.linspace(0, 0.2, 11)  # of a question's edges, cut
+
+
+def cell(config: dict) -> dict:
+    return core.question_cell(config | {"form": "edges"})  # the dense form has no weights to look at
 
 
 def drawn(config: dict, data: core.QuestionData) -> core.QuestionBatch:
@@ -31,23 +34,18 @@ def drawn(config: dict, data: core.QuestionData) -> core.QuestionBatch:
     return found[min(config["draw"], len(found) - 1)]
 
 
-def accuracy_without(model: core.QuestionModel, watched: list[core.WatchedQuestions], cuts: list[np.ndarray]) -> float:
-    batches = []
-    for w, cut in zip(watched, cuts, strict=True):
-        kept, e = torch.from_numpy(~cut).to(core.Runtime.device), w.batch.edges
-        batches.append(copy.copy(w.batch))
-        batches[-1].edges = core.Edges(e.source[kept], e.target[kept], e.kind)
-    return float(core.answered(model, batches).float().mean())
-
-
 def trial(config: dict, seed: int) -> dict:
     model, data = core.build_question_model(config, seed), core.QuestionData(config)
     rng, kinds = core.stream(seed, "val"), len(core.KINDS)
     result = core.train_on_questions(config, seed, model)
-    watched = [core.WatchedQuestions(model, batch) for batches in data.held_out(100).values() for batch in batches]
+    batches = [batch for of_hops in data.held_out(config["test_questions"]).values() for batch in of_hops]
+    watched = [core.WatchedQuestions(model, batch) for batch in batches]
     mean = [w.weight.mean((0, 2)) for w in watched]
     share = np.sum([np.bincount(w.type, m, kinds**2) for w, m in zip(watched, mean, strict=True)], 0).reshape(kinds, kinds)
     result["share"] = (share / np.maximum(share.sum(1, keepdims=True), 1e-9)).astype(np.float32)  # of a kind's attention, by source
+
+    def accuracy_without(cuts: list[np.ndarray]) -> float:
+        return float(core.answered(model, [w.without(cut) for w, cut in zip(watched, cuts, strict=True)]).float().mean())
 
     def mean_auc(score: Callable, *how) -> float:
         return float(np.mean([w.auc(score(w, i), *how) for i, w in enumerate(watched)]))
@@ -71,12 +69,12 @@ def trial(config: dict, seed: int) -> dict:
         of_kinds = [w.foremost(x, 0, s) for w, x, s in zip(watched, noise, strong, strict=True)]
         others = ([w.foremost(x, part) for w, x in zip(watched, scores, strict=True)] for scores in (noise, [-m for m in mean]))
         for curve, some in zip(cuts.values(), (strong, of_kinds, *others), strict=True):
-            curve.append(accuracy_without(model, watched, some))
+            curve.append(accuracy_without(some))
     result |= {f"cut {name}": np.array(curve, np.float32) for name, curve in cuts.items()}
     strong, same, random, _ = (curve[1] for curve in cuts.values())
     result |= {"cut_strong": strong, "cut_kinds": same, "cut_random": random, "cut_weak": cuts["weakest"][-1]}
     result |= {"over_random": random - strong, "over_kinds": same - strong, "weakest_cost": cuts["weakest"][0] - result["cut_weak"]}
-    return result | {"cut_chain": accuracy_without(model, watched, [w.chain == 1 for w in watched])}
+    return result | {"cut_chain": accuracy_without([w.chain == 1 for w in watched])}
 
 
 CLAIMS = [Claim(f"{text} (our question)", "Visualisations", checks) for text, checks in [
@@ -93,8 +91,8 @@ CLAIMS = [Claim(f"{text} (our question)", "Visualisations", checks) for text, ch
 
 
 def headline(run: core.Run) -> str:
-    found = (core.brief(float(np.mean(run.values(0, metric)))) for metric in ("kind_auc", "flow_auc"))
-    return "AUC of the chain among edges of its kinds: attention {}, flow to the answer {}".format(*found)
+    attention, flow = (core.brief(float(np.mean(run.values(0, metric)))) for metric in ("kind_auc", "flow_auc"))
+    return f"AUC of the chain among edges of its kinds: attention {attention}, flow to the answer {flow}"
 
 
 def figures(run: core.Run) -> list[core.Figure]:
@@ -135,21 +133,20 @@ def figures(run: core.Run) -> list[core.Figure]:
     aucs = [run.values(0, f"{key}_auc") for key in ("kind", "best_head", "flow", "even_flow")]
     rows = {name: {"AUC": values} for name, values in zip(words, aucs, strict=True)}
     lines = lambda cell, result: {key[4:]: result[key] for key in result if key.startswith("cut ")}  # noqa: E731
-    finding = headline(run)[0].upper() + headline(run)[1:]
     return [
         core.Figure("question", one, told, numbers | {"chain": chain}), core.Figure("heads", grid, each, {}),
         heat("flow", share[np.ix_(seen, seen)], (kinds, kinds), ("to source", "attention of"), "Where each kind of node looks"),
         heat("head-auc", heads, names, ("", ""), "AUC of the chain among edges of its kinds, by layer and head, one seed"),
-        core.dots_figure(rows, "auc", finding, "AUC of the chain among edges of its kinds", lines={"chance": 0.5}),
+        core.dots_figure(rows, "auc", headline(run), "AUC", lines={"chance": 0.5}),
         core.curves_figure(run, "cut", "Accuracy without some of the edges", lines, [], "edges cut, %", "accuracy", every=2),
     ]  # fmt: skip
 
 
 SMOKE = {"hops": ((1, 2),), "entities": (5,), "facts": (6,), "passages": (2,), "candidates": (3,), "names": (8,), "depth": (2,),
-         "dim": (8,), "heads": (2,), "steps": (10,), "batch": (4,)}  # fmt: skip
+         "dim": (8,), "heads": (2,), "steps": (10,), "batch": (4,), "test_questions": (20,)}  # fmt: skip
 METRICS = ["accuracy", "auc", "kind_auc", "best_head_auc", "flow_auc", "even_flow_auc", "cut_strong", "cut_kinds", "cut_random",
            "cut_weak", "cut_chain"]  # fmt: skip
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, core.question_cell)
+EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -31,7 +31,7 @@ FLAGS = [
     Flag("masked-share", probability, (0.15,), "of mentions to be named; at random as many words"),
     Flag("pretraining", at_least(10), (1000,), "steps of pretraining, on graphs without questions"),
     Flag("labels", core.widths, ((50, 200, 1000),), "labelled questions, joined by commas: each a training of its own"),
-    *core.question_flags(hops=((1, 2),), facts=(12,), restated=(8,), steps=(300,)),
+    *core.question_flags(("curriculum",), hops=((1, 2),), facts=(12,), restated=(8,), steps=(300,)),
 ]
 
 
@@ -133,7 +133,7 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 SMOKE = {"labels": ((4,),), "pretraining": (10,), "hops": ((1, 2),), "entities": (5,), "facts": (6,), "restated": (2,),
          "passages": (2,), "candidates": (3,), "names": (8,), "depth": (1,), "dim": (8,), "heads": (2,), "steps": (10,),
-         "batch": (4,)}  # fmt: skip
+         "batch": (4,), "test_questions": (20,)}  # fmt: skip
 METRICS = [f"accuracy_labels_{n}" for n in LABELS] + [f"accuracy_{h}_labels_{n}" for n in LABELS for h in (1, 2)] + ["found"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 

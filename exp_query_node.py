@@ -90,7 +90,8 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 
 SMOKE = {"query": ("nodes",), "hops": ((1, 2),), "entities": (5,), "facts": (6,), "passages": (2,), "candidates": (3,),
-         "names": (8,), "depth": (1,), "dim": (8,), "heads": (2,), "steps": (10,), "batch": (4,)}  # fmt: skip
+         "names": (8,), "depth": (1,), "dim": (8,), "heads": (2,), "steps": (10,), "batch": (4,),
+         "test_questions": (20,)}  # fmt: skip
 METRICS = ["accuracy_1", "accuracy_2", "accuracy_3", "floor_1", "floor_2", "floor_3", "no_start_1", "no_start_2", "no_start_3"]
 EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, core.question_cell

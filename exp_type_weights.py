@@ -87,7 +87,8 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 
 SMOKE = {"types": ("switch",), "equal": ("parameters",), "hops": ((1, 2),), "entities": (5,), "facts": (6,), "passages": (2,),
-         "candidates": (3,), "names": (8,), "depth": (1,), "dim": (8,), "heads": (2,), "steps": (10,), "batch": (4,)}  # fmt: skip
+         "candidates": (3,), "names": (8,), "depth": (1,), "dim": (8,), "heads": (2,), "steps": (10,), "batch": (4,),
+         "test_questions": (20,)}  # fmt: skip
 METRICS = ["accuracy", "accuracy_1", "accuracy_2", "accuracy_3", "learned_2", "parameters"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 

@@ -2,11 +2,13 @@
 
 import importlib
 import itertools
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -47,6 +49,19 @@ LANGUAGE_EFFECTS = {
     "position": ("rotary", {}), "logit_bias": ("row", {"attn_activ": "sigmoid"}), "logit_scale": ("root-learned", {}),
     "bug": ("norm-dim", {"qk_norm": "rms_norm"}), "layers": (2, {}), "dim": (12, {}), "heads": (1, {}), "length": (8, {}),
     "batch": (3, {}), "steps": (11, {}), "lr": (1e-2, {}), "init": ("notebook", {}), "text": (core.__file__, {}),
+}  # fmt: skip
+OWN_QUESTIONS = Path(tempfile.mkdtemp()) / "own.jsonl"
+OWN_QUESTIONS.write_text("\n".join(
+    json.dumps({"start": "Ann", "relations": ["knows"], "passages": [f"Ann knows {name}. {name} likes Ann."],
+                "candidates": ["Bob", "Eve", "Ann"], "answer": name})
+    for name in ("Bob", "Eve") * 6
+))  # fmt: skip
+QUESTION_EFFECTS = {
+    "query": ("none", {}), "hops": ((1,), {}), "entities": (6, {}), "relations": (4, {}), "facts": (7, {}), "restated": (1, {}),
+    "passages": (3, {}), "candidates": (4, {}), "names": (9, {}), "links": ("passage", {}), "types": ("none", {}),
+    "share": ("off", {"depth": 2}), "depth": (3, {}), "dim": (12, {}), "heads": (1, {}), "form": ("dense", {}), "steps": (11, {}),
+    "batch": (5, {}), "lr": (1e-2, {}), "curriculum": (0.6, {}),
+    "test_questions": (11, {}), "questions": (str(OWN_QUESTIONS), {}),
 }  # fmt: skip
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
@@ -97,6 +112,12 @@ EFFECTS = {
     "exp_attention_speed": {
         "batch_length": ((2, 8), {}), "allocator": ("returns", {}), "memory": ("on", {}),
         "position": ("none", {}), "dim": (4, {}), "heads": (1, {}), "rounds": (2, {}),
+    },
+    "exp_query_node": QUESTION_EFFECTS,
+    "exp_type_weights": QUESTION_EFFECTS | {"equal": ("width", {})},
+    "exp_attention_graphs": {k: v for k, v in QUESTION_EFFECTS.items() if k != "form"} | {"draw": (1, {})},
+    "exp_masked_entities": {k: v for k, v in QUESTION_EFFECTS.items() if k != "curriculum"} | {
+        "masked": ("none", {}), "masked_share": (0.5, {"masked": "random"}), "pretraining": (11, {}), "labels": ((5,), {}),
     },
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
@@ -257,6 +278,15 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_logic_relu", ["--model", "wired", "--spread", "0.1"], "--spread"),
         ("exp_logic_speed", ["--part", "layer", "--board", "64"], "--board"),
         ("exp_pattern_stats", ["--graphs", "10001"], "--graphs 10001"),
+        ("exp_query_node", ["--hops", "1,2", "--relations", "1"], "--hops 1,2: a chain has different relations"),
+        ("exp_query_node", ["--candidates", "9"], "--candidates 9: more answers than --entities 8"),
+        ("exp_query_node", ["--questions", "no/such/file"], "--questions no/such/file: cannot be read"),
+        ("exp_query_node", ["--questions", str(HERE / "ruff.toml")], "line 1: not JSON"),
+        ("exp_query_node", ["--questions", str(OWN_QUESTIONS), "--hops", "1"], "--hops"),
+        ("exp_query_node", ["--links", "passage,friend"], "--links passage,friend"),
+        ("exp_masked_entities", ["--masked", "none", "--pretraining", "20"], "--pretraining"),
+        ("exp_masked_entities", ["--questions", str(OWN_QUESTIONS)], "--labels 50,200,1000"),
+        ("exp_type_weights", ["--types", "none", "--equal", "width"], "--equal"),
         ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
         ("exp_palindrome", ["--nodes", "1"], "--nodes"),
         ("exp_pyramid_edges", ["--base", "0"], "--base"),
