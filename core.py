@@ -24,7 +24,7 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     19 Graph questions
     20 Graph attention
     21 Answering
-    22 Attention, watched
+    22 Attention, watched and timed
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -47,11 +47,13 @@ import fcntl
 import functools
 import gc
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import re
 import resource
@@ -171,6 +173,36 @@ def in_fresh_process(file: str, name: str, arguments: Sequence, warm_up: Sequenc
     words = [sys.executable, "-c", FRESH, Path(file).stem, name, str(Runtime.threads), json.dumps(arguments), json.dumps(warm_up)]
     done = subprocess.run(words, cwd=Path(file).parent, capture_output=True, text=True, check=True)
     return tuple(json.loads(done.stdout.splitlines()[-1]))
+
+
+def added_mb(call: Callable[[], object], warm_up: Callable[[], object]) -> float:
+    """MB that a call adds at most in a fork of this process, behind a small call: where hundreds of fresh processes would take too
+    long to start. The fork maps all but small blocks alone, so that gaps left by freed ones do not count. Not with a GPU."""
+    receiver, sender = (fork := multiprocessing.get_context("fork")).Pipe(duplex=False)
+
+    def measure() -> None:
+        ctypes.CDLL(None).mallopt(-3, 1 << 17)
+        warm_up()
+        before = memory_mb("VmRSS")
+        call()
+        sender.send(memory_mb() - before)
+
+    process = fork.Process(target=measure)
+    process.start()
+    sender.close()  # so that a process that dies ends the wait
+    megabytes = receiver.recv()
+    process.join()
+    return megabytes
+
+
+def optional(module: str) -> object | None:
+    """A module of requirements-peers.txt, or None, and a line on stderr that says which command installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        command = "pip install --no-deps -r requirements-peers.txt"
+        print(f"no {module.partition('.')[0]} ({error}), so not compared; {command}", file=sys.stderr)
+        return None
 
 
 # %% 2 Seeds
@@ -1666,6 +1698,17 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     return float(stats.spearmanr(x, y).statistic) if np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
 
 
+def fitted_power(sizes: Sequence[float], values: Sequence[Sequence[float]]) -> np.ndarray:
+    """The power of the size with which values [sizes, S] grow, a straight line on logarithms: [S]."""
+    return np.polyfit(np.log(sizes), np.log(values), 1)[0]
+
+
+def crossing(sizes: Sequence[float], ratios: Sequence[Sequence[float]]) -> np.ndarray:
+    """The size at which ratios [sizes, S] first rise through 1, interpolated on logarithms; NaN where they do not: [S]."""
+    rising = np.maximum.accumulate(np.log(ratios)).T
+    return np.exp([np.interp(0, one, np.log(sizes), np.nan, np.nan) for one in rising])
+
+
 @dataclass(frozen=True)
 class Check:
     """One measurable part of a claim: where the notebook's words put a number. metric: a scalar of the trial; claimed: the open
@@ -2332,10 +2375,8 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
     """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
     lines(cell, result) names the curves [T] of one trial, points `every` so many x; the same name has the same colour everywhere.
     notebook(cell) names the numbers that the notebook gives for the cell, `levels` other ones: dashed lines."""
-    columns, drawn = (
-        {},
-        [(cell, [lines(cell, result) for result in results]) for cell, results in zip(run.cells, run.results, strict=True)],
-    )
+    drawn = [(cell, [lines(cell, result) for result in results]) for cell, results in zip(run.cells, run.results, strict=True)]
+    columns = {}
     colours = colours_of([name for cell, seeds in drawn for one in (*seeds, notebook(cell)) for name in one])
     panels = list(dict.fromkeys(cell_name(cell, panel_keys) for cell in run.cells))
     last = {cell.get(panel_keys[-1]) for cell in run.cells} - {None} if len(panel_keys) > 1 else range(2 if len(panels) == 4 else 3)
@@ -2343,10 +2384,8 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
     for cell, seeds in drawn:
         axes = grid[cell_name(cell, panel_keys)]
         for name in dict.fromkeys(name for one in seeds for name in one):
-            having = {
-                seed: np.asarray(one[name], dtype=np.float64) for seed, one in zip(run.seeds, seeds, strict=True) if name in one
-            }
-            curves = np.array([*having.values()])  # [S, T]
+            having = {seed: one[name] for seed, one in zip(run.seeds, seeds, strict=True) if name in one}
+            curves = np.array([*having.values()], np.float64)  # [S, T]
             at = every * np.arange(curves.shape[1])
             axes.plot(at, curves.T, color=colours[name], linewidth=0.6, alpha=0.5)
             axes.plot(at, curves.mean(0), color=colours[name], linewidth=1.8, label=name)
@@ -2452,60 +2491,20 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
     return Figure(kind, figure, finding, columns)
 
 
-def circuit_figure(circuit: Circuit, kind: str, finding: str, texts: Sequence[tuple[str, str]]) -> Figure:
-    """A circuit from left to right: the cells as the 3 x 3 block they are, gates in columns by depth, the output. A ring where a
-    wire ends inverts what the gate reads, one behind a gate its result. A wire has the colour of its source."""
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path as Curve
-
-    plt, gates, depth, last = pyplot(), circuit.numbered(), [0] * CELLS, {}  # last: the last column that reads a signal
-    for signal, (_, first, second) in gates.items():
-        depth.append(1 + max(depth[first], depth[second]))
-        last |= {operand: max(depth[signal], last.get(operand, 0)) for operand in (first, second)}
-    end = last[circuit.output] = max(depth) + 1
-    height = {(cell, 0): 1.2 - 1.2 * (cell // 3) - 0.4 * (cell % 3 - 1) for cell in range(CELLS)}  # slanted: wires pass the boxes
-    for column in range(1, end):  # gates, and lanes for wires that cross the column, in the order of where they come from
-        origin = {s: height[s, column - 1] for s in range(len(depth)) if depth[s] < column < last.get(s, 0)}
-        origin |= {s: sum(height[i, column - 1] for i in gates[s][1:]) / 2 for s in gates if depth[s] == column}
-        order = sorted(origin, key=origin.get)
-        room = np.array([0.9 if depth[s] == column else 0.3 for s in order])
-        height |= {(s, column): y for s, y in zip(order, room.cumsum() - room / 2 - room.sum() / 2, strict=True)}
-    figure = plt.figure(figsize=(0.9 * end + 1.8, 0.75 * np.ptp(list(height.values())) + 1.6), layout="none")
-    axes = figure.add_axes((0, 0, 1, 0.93))
-    axes.axis("off")
-
-    def ring(x: float, y: float, source: int) -> None:
-        axes.plot(x, y, "o", markersize=6, markerfacecolor="white", color=f"C{source % 10}", zorder=4)
-
-    def wire(source: int, column: int, x: float, y: float, inverted: bool = False) -> None:
-        start = column + 0.2 if column else 0.45 * (source % 3) - 0.9, height[source, column]
-        bends = [start, (x - 0.3, start[1]), (start[0] + 0.3, y), (x, y)]
-        axes.add_patch(PathPatch(Curve(bends, [1, 4, 4, 4]), fill=False, edgecolor=f"C{source % 10}", linewidth=0.9))
-        if inverted:
-            ring(x, y, source)
-
-    def label(x: float, y: float, text: str, shape: str) -> None:
-        axes.text(x, y, text, ha="center", va="center", fontsize=13, bbox={"facecolor": "white", "boxstyle": shape}, zorder=3)
-
-    for (signal, column), y in height.items():
-        if depth[signal] < column:
-            wire(signal, column - 1, column - 0.2, y)
-            axes.plot((column - 0.2, column + 0.2), (y, y), color=f"C{signal % 10}", linewidth=0.9)
-    for signal, (gate, first, second) in gates.items():
-        x, y, text = depth[signal], height[signal, depth[signal]], EXPRESSIONS[gate]
-        above = 0.15 if height[first, x - 1] > height[second, x - 1] else -0.15
-        wire(first, x - 1, x - 0.28, y + above, "~a" in text)
-        wire(second, x - 1, x - 0.28, y - above, "~b" in text)
-        label(x, y, next((name for symbol, name in (("&", "AND"), ("|", "OR"), ("^", "XOR")) if symbol in text), "NOT"), "round")
-        if "~(" in text:
-            ring(x + 0.3, y, signal)
-    wire(circuit.output, end - 1, end, height[circuit.output, end - 1])
-    label(end, height[circuit.output, end - 1], "next", "square")
-    for cell in range(CELLS):
-        label(0.45 * (cell % 3) - 1.0, height[cell, 0], f"x{cell}", "square")
-    figure.suptitle(textwrap.fill(finding, int(11 * figure.get_size_inches()[0])), fontsize=12)
-    columns = dict(zip(("gate", "first", "second"), zip(*circuit.gates, strict=True), strict=True)) if circuit.gates else {}
-    return Figure(kind, figure, finding, columns, texts)
+def matrix_figure(kind: str, values: np.ndarray, rows: Sequence, columns: Sequence, axes_names: tuple[str, str], finding: str,
+                  texts: np.ndarray | None = None, largest: float = 1.0) -> Figure:  # fmt: skip
+    """Values [R, C], the darker the nearer to the largest, each with its text (default: the number); names of rows and columns."""
+    figure, axes = pyplot().subplots(figsize=(1.2 * len(columns) + 3.5, 0.55 * len(rows) + 2.2))
+    axes.imshow(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=largest, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        text, dark = f"{value:.2f}" if texts is None else texts[i, j], value > 0.6 * largest
+        axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    axes.set(ylabel=axes_names[0], xlabel=axes_names[1])
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    figure.suptitle(textwrap.fill(finding, int(10 * figure.get_figwidth())), fontsize=12)
+    return Figure(kind, figure, finding, {f"{axes_names[0]} {row}".strip(): line for row, line in zip(rows, values, strict=True)})
 
 
 def save_boards(boards: Sequence[np.ndarray], path: Path) -> None:
@@ -3039,6 +3038,62 @@ class PackedLife:
     def board(self) -> np.ndarray:
         """[H, W] bool."""
         return unpack(self.words, self.width)
+
+
+def circuit_figure(circuit: Circuit, kind: str, finding: str, texts: Sequence[tuple[str, str]]) -> Figure:
+    """A circuit from left to right: the cells as the 3 x 3 block they are, gates in columns by depth, the output. A ring where a
+    wire ends inverts what the gate reads, one behind a gate its result. A wire has the colour of its source."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
+
+    plt, gates, depth, last = pyplot(), circuit.numbered(), [0] * CELLS, {}  # last: the last column that reads a signal
+    for signal, (_, first, second) in gates.items():
+        depth.append(1 + max(depth[first], depth[second]))
+        last |= {operand: max(depth[signal], last.get(operand, 0)) for operand in (first, second)}
+    end = last[circuit.output] = max(depth) + 1
+    height = {(cell, 0): 1.2 - 1.2 * (cell // 3) - 0.4 * (cell % 3 - 1) for cell in range(CELLS)}  # slanted: wires pass the boxes
+    for column in range(1, end):  # gates, and lanes for wires that cross the column, in the order of where they come from
+        origin = {s: height[s, column - 1] for s in range(len(depth)) if depth[s] < column < last.get(s, 0)}
+        origin |= {s: sum(height[i, column - 1] for i in gates[s][1:]) / 2 for s in gates if depth[s] == column}
+        order = sorted(origin, key=origin.get)
+        room = np.array([0.9 if depth[s] == column else 0.3 for s in order])
+        height |= {(s, column): y for s, y in zip(order, room.cumsum() - room / 2 - room.sum() / 2, strict=True)}
+    figure = plt.figure(figsize=(0.9 * end + 1.8, 0.75 * np.ptp(list(height.values())) + 1.6), layout="none")
+    axes = figure.add_axes((0, 0, 1, 0.93))
+    axes.axis("off")
+
+    def ring(x: float, y: float, source: int) -> None:
+        axes.plot(x, y, "o", markersize=6, markerfacecolor="white", color=f"C{source % 10}", zorder=4)
+
+    def wire(source: int, column: int, x: float, y: float, inverted: bool = False) -> None:
+        start = column + 0.2 if column else 0.45 * (source % 3) - 0.9, height[source, column]
+        bends = [start, (x - 0.3, start[1]), (start[0] + 0.3, y), (x, y)]
+        axes.add_patch(PathPatch(Curve(bends, [1, 4, 4, 4]), fill=False, edgecolor=f"C{source % 10}", linewidth=0.9))
+        if inverted:
+            ring(x, y, source)
+
+    def label(x: float, y: float, text: str, shape: str) -> None:
+        axes.text(x, y, text, ha="center", va="center", fontsize=13, bbox={"facecolor": "white", "boxstyle": shape}, zorder=3)
+
+    for (signal, column), y in height.items():
+        if depth[signal] < column:
+            wire(signal, column - 1, column - 0.2, y)
+            axes.plot((column - 0.2, column + 0.2), (y, y), color=f"C{signal % 10}", linewidth=0.9)
+    for signal, (gate, first, second) in gates.items():
+        x, y, text = depth[signal], height[signal, depth[signal]], EXPRESSIONS[gate]
+        above = 0.15 if height[first, x - 1] > height[second, x - 1] else -0.15
+        wire(first, x - 1, x - 0.28, y + above, "~a" in text)
+        wire(second, x - 1, x - 0.28, y - above, "~b" in text)
+        label(x, y, next((name for symbol, name in (("&", "AND"), ("|", "OR"), ("^", "XOR")) if symbol in text), "NOT"), "round")
+        if "~(" in text:
+            ring(x + 0.3, y, signal)
+    wire(circuit.output, end - 1, end, height[circuit.output, end - 1])
+    label(end, height[circuit.output, end - 1], "next", "square")
+    for cell in range(CELLS):
+        label(0.45 * (cell % 3) - 1.0, height[cell, 0], f"x{cell}", "square")
+    figure.suptitle(textwrap.fill(finding, int(11 * figure.get_size_inches()[0])), fontsize=12)
+    columns = dict(zip(("gate", "first", "second"), zip(*circuit.gates, strict=True), strict=True)) if circuit.gates else {}
+    return Figure(kind, figure, finding, columns, texts)
 
 
 # %% 17 Text
@@ -3712,6 +3767,12 @@ class Edges:
         self.offsets, self.source_offsets = (torch.searchsorted(x, nodes) for x in (self.target, self.source_sorted))
         self.type = self.kind[self.target] * len(KINDS) + self.kind[self.source]
 
+    def matrix(self, values: Tensor, transposed: bool = False) -> Tensor:
+        """A number an edge [E] as a sparse matrix [V, V], target by source."""
+        at = (self.source_offsets, self.target_by_source, values.index_select(0, self.by_source))
+        at = at if transposed else (self.offsets, self.source, values)
+        return torch.sparse_csr_tensor(*at, (len(self.kind), len(self.kind)), check_invariants=False)
+
 
 def edge_products(one: Tensor, at: Tensor, other: Tensor, by: Tensor, block: int = 4096) -> Tensor:
     """Scalar products of rows: one, other [V, H, D/H]; at, by [E] -> [E, H], in blocks of edges that stay in the cache."""
@@ -3721,36 +3782,6 @@ def edge_products(one: Tensor, at: Tensor, other: Tensor, by: Tensor, block: int
     return out
 
 
-class EdgeAttention(torch.autograd.Function):
-    """See `edge_attention`. By hand, since nothing of size [E, D] is kept or made: products go block by block, and weighted sums
-    are embedding bags. The sum over a softmax's row of weight times gradient is the scalar product of output and gradient."""
-
-    @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges):
-        logits = edge_products(query, edges.target, key, edges.source).add_(types.index_select(0, edges.type))
-        top = torch.segment_reduce(logits, "max", offsets=edges.offsets, initial=-math.inf)
-        weight = logits.sub_(top.index_select(0, edges.target)).exp_()
-        total = torch.segment_reduce(weight, "sum", offsets=edges.offsets, initial=0.0)
-        weight = weight.div_(total.index_select(0, edges.target))
-        out = edge_sums(weight, value, edges.source, edges.offsets)
-        ctx.save_for_backward(query, key, value, types, weight, out)
-        ctx.edges = edges
-        ctx.mark_non_differentiable(weight)
-        return out, weight
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor, _):
-        query, key, value, types, weight, out = ctx.saved_tensors
-        e, gradient = ctx.edges, gradient.contiguous()
-        back = edge_products(gradient, e.target, value, e.source)
-        back = back.sub_((gradient * out).sum(-1).index_select(0, e.target)).mul_(weight)  # of logits
-        to_query = edge_sums(back, key, e.source, e.offsets)
-        to_key = edge_sums(back.index_select(0, e.by_source), query, e.target_by_source, e.source_offsets)
-        to_value = edge_sums(weight.index_select(0, e.by_source), gradient, e.target_by_source, e.source_offsets)
-        to_types = torch.zeros_like(types).scatter_add_(0, e.type[:, None].expand_as(back), back)
-        return to_query, to_key, to_value, to_types, None
-
-
 def edge_sums(weight: Tensor, rows: Tensor, which: Tensor, offsets: Tensor) -> Tensor:
     """Sums of weight [E, H] times rows[which], rows [V, H, D/H], over the edges of each node: [V, H, D/H]."""
     heads = zip(weight.unbind(1), rows.unbind(1), strict=True)
@@ -3758,11 +3789,65 @@ def edge_sums(weight: Tensor, rows: Tensor, which: Tensor, offsets: Tensor) -> T
     return torch.stack([bag(x.contiguous(), per_sample_weights=w.contiguous()) for w, x in heads], 1)
 
 
-def edge_attention(query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges) -> tuple[Tensor, Tensor]:
+class EdgeAttention(torch.autograd.Function):
+    """See `edge_attention`. By hand, since nothing of size [E, D] is kept or made: products go block by block, and weighted sums
+    are embedding bags; with csr both are products with a sparse matrix a head. The sum over a softmax's row of weight times
+    gradient is the scalar product of output and gradient."""
+
+    @staticmethod
+    def products(e: Edges, one: Tensor, other: Tensor, csr: bool) -> Tensor:
+        if not csr:
+            return edge_products(one, e.target, other, e.source)
+        pattern, heads = e.matrix(one.new_zeros(len(e.source))), zip(one.unbind(1), other.unbind(1), strict=True)
+        found = [torch.sparse.sampled_addmm(pattern, a.contiguous(), b.contiguous().T, beta=0.0) for a, b in heads]
+        return torch.stack([matrix.values() for matrix in found], 1)
+
+    @staticmethod
+    def sums(e: Edges, weight: Tensor, rows: Tensor, csr: bool, by_source: bool = False) -> Tensor:
+        if csr:
+            heads = zip(weight.unbind(1), rows.unbind(1), strict=True)
+            return torch.stack([e.matrix(w, by_source) @ x.contiguous() for w, x in heads], 1)
+        if by_source:
+            return edge_sums(weight.index_select(0, e.by_source), rows, e.target_by_source, e.source_offsets)
+        return edge_sums(weight, rows, e.source, e.offsets)
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges, csr: bool):
+        logits = EdgeAttention.products(edges, query, key, csr).add_(types.index_select(0, edges.type))
+        top = torch.segment_reduce(logits, "max", offsets=edges.offsets, initial=-math.inf)
+        weight = logits.sub_(top.index_select(0, edges.target)).exp_()
+        total = torch.segment_reduce(weight, "sum", offsets=edges.offsets, initial=0.0)
+        weight = weight.div_(total.index_select(0, edges.target))
+        out = EdgeAttention.sums(edges, weight, value, csr)
+        ctx.save_for_backward(query, key, value, types, weight, out)
+        ctx.edges, ctx.csr = edges, csr
+        ctx.mark_non_differentiable(weight)
+        return out, weight
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _):
+        query, key, value, types, weight, out = ctx.saved_tensors
+        e, csr, gradient = ctx.edges, ctx.csr, gradient.contiguous()
+        back = EdgeAttention.products(e, gradient, value, csr)
+        back = back.sub_((gradient * out).sum(-1).index_select(0, e.target)).mul_(weight)  # of logits
+        to_query = EdgeAttention.sums(e, back, key, csr)
+        to_key, to_value = EdgeAttention.sums(e, back, query, csr, True), EdgeAttention.sums(e, weight, gradient, csr, True)
+        return (
+            to_query,
+            to_key,
+            to_value,
+            torch.zeros_like(types).scatter_add_(0, e.type[:, None].expand_as(back), back),
+            None,
+            None,
+        )
+
+
+def edge_attention(query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges, csr: bool = False) -> tuple[Tensor, ...]:
     """Attention along edges: for every node the softmax over its incoming edges of query k^T + types[type of the edge], times
-    values. query (scaled), key, value [V, H, D/H]; types [kinds x kinds, H]. Returns what is mixed [V, H, D/H], 0 for a node
-    without edges, and the weights [E, H] in the order of `edges`, without gradient."""
-    return EdgeAttention.apply(query.contiguous(), key.contiguous(), value.contiguous(), types, edges)
+    values. query (scaled), key, value [V, H, D/H]; types [kinds x kinds, H]. csr: through sparse matrices, faster from some ten
+    thousand edges on. Returns what is mixed [V, H, D/H], 0 for a node without edges, and the weights [E, H] in the order of
+    `edges`, without gradient."""
+    return EdgeAttention.apply(query.contiguous(), key.contiguous(), value.contiguous(), types, edges, csr)
 
 
 def dense_attention(query: Tensor, key: Tensor, value: Tensor, types: Tensor, kind: Tensor, keep: Tensor) -> Tensor:
@@ -4120,7 +4205,7 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
     return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test if test[hops]]))}
 
 
-# %% 22 Attention, watched
+# %% 22 Attention, watched and timed
 
 
 def chain_edges(batch: QuestionBatch) -> np.ndarray:
@@ -4241,3 +4326,33 @@ def draw_attention(
         axes.text(x, 0.7, name, ha="center", fontsize=11, color="#666666")
     axes.axis("off")
     axes.set_xlim(-0.2, 4.1 if named else 3.6)
+
+
+def attention_forms(query: Tensor, key: Tensor, value: Tensor, types: Tensor, edges: Edges) -> dict[str, Callable[[], Tensor]]:
+    """One graph's attention, as of `edge_attention`, in four forms: "plain", all pairs with their logits kept; "fused"; "edges";
+    "csr". Calls that return [V, H, D/H]; they agree where every node has an edge into it."""
+    nodes, kinds = len(edges.kind), len(KINDS)
+    keep = torch.zeros(nodes, nodes, dtype=torch.bool, device=query.device)
+    keep[edges.target, edges.source] = True
+
+    def plain() -> Tensor:
+        own = types.view(kinds, kinds, -1)[edges.kind].permute(2, 0, 1)  # [H, V, kinds]
+        one, other, values = (x.transpose(0, 1) for x in (query, key, value))
+        logits = one @ other.mT + own @ F.one_hot(edges.kind, kinds).to(own.dtype).T
+        return (logits.masked_fill(~keep, -math.inf).softmax(-1) @ values).transpose(0, 1)
+
+    def fused() -> Tensor:
+        parts = (x.transpose(0, 1)[None] for x in (query, key, value))
+        return dense_attention(*parts, types, edges.kind[None], keep[None])[0].transpose(0, 1)
+
+    along = {name: functools.partial(edge_attention, query, key, value, types, edges, name == "csr") for name in ("edges", "csr")}
+    return {"plain": plain, "fused": fused} | {name: lambda call=call: call()[0] for name, call in along.items()}
+
+
+def attention_flops(nodes: int, edges: float, dim: int, heads: int) -> dict[str, float]:
+    """FLOPs of `attention_forms` forward and backward, two a MAC, in products alone: 2 forward and 4 backward, 5 if fused, which
+    makes the logits again. Kinds of nodes are more channels a head: with fused ones in every product, with plain ones in those of
+    logits and queries."""
+    kinds = len(KINDS) * heads
+    dense = {"plain": 2.0 * nodes**2 * (6 * dim + 2 * kinds), "fused": 14.0 * nodes**2 * (dim + kinds)}
+    return dense | dict.fromkeys(("edges", "csr"), 12.0 * edges * dim)

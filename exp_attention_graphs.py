@@ -104,17 +104,6 @@ def figures(run: core.Run) -> list[core.Figure]:
     def title(figure, text: str) -> None:
         figure.suptitle(core.textwrap.fill(text, int(9 * figure.get_figwidth())))
 
-    def heat(kind: str, rows: np.ndarray, names: tuple, axis: tuple, finding: str) -> core.Figure:
-        figure, axes = plt.subplots(figsize=(1.2 * rows.shape[1] + 3.5, 0.5 * rows.shape[0] + 2.2))
-        axes.imshow(rows, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for (i, j), value in np.ndenumerate(rows):
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.6 else "black")
-        axes.set(xlabel=axis[0], ylabel=axis[1], xticks=range(rows.shape[1]), yticks=range(rows.shape[0]))
-        axes.set(xticklabels=names[0], yticklabels=names[1])
-        axes.grid(False)
-        title(figure, finding)
-        return core.Figure(kind, figure, finding, {f"{axis[1]} {name}": row for name, row in zip(names[1], rows, strict=True)})
-
     numbers = {f"layer {i + 1}, head {h + 1}": weight[i, :, h] for i in range(weight.shape[0]) for h in range(weight.shape[2])}
     one, axes = plt.subplots(figsize=(12, 9))
     core.draw_attention(axes, batch, data.words, weight.max(0).mean(1), chain)
@@ -129,14 +118,15 @@ def figures(run: core.Run) -> list[core.Figure]:
     share = np.mean([result["share"] for result in results], 0)
     seen = np.nonzero(share.sum(1))[0]
     kinds, heads = [core.KINDS[i] for i in seen], results[0]["head_auc"]
-    names = [f"head {h + 1}" for h in range(heads.shape[1])], [f"layer {i + 1}" for i in range(len(heads))]
+    names = [f"layer {i + 1}" for i in range(len(heads))], [f"head {h + 1}" for h in range(heads.shape[1])]
     aucs = [run.values(0, f"{key}_auc") for key in ("kind", "best_head", "flow", "even_flow")]
     rows = {name: {"AUC": values} for name, values in zip(words, aucs, strict=True)}
     lines = lambda cell, result: {key[4:]: result[key] for key in result if key.startswith("cut ")}  # noqa: E731
     return [
         core.Figure("question", one, told, numbers | {"chain": chain}), core.Figure("heads", grid, each, {}),
-        heat("flow", share[np.ix_(seen, seen)], (kinds, kinds), ("to source", "attention of"), "Where each kind of node looks"),
-        heat("head-auc", heads, names, ("", ""), "AUC of the chain among edges of its kinds, by layer and head, one seed"),
+        core.matrix_figure("flow", share[np.ix_(seen, seen)], kinds, kinds,
+                           ("attention of", "to source"), "Where each kind of node looks"),
+        core.matrix_figure("head-auc", heads, *names, ("", ""), "AUC of the chain among edges of its kinds, one seed"),
         core.dots_figure(rows, "auc", headline(run), "AUC", lines={"chance": 0.5}),
         core.curves_figure(run, "cut", "Accuracy without some of the edges", lines, [], "edges cut, %", "accuracy", every=2),
     ]  # fmt: skip

@@ -97,12 +97,10 @@ def derived(run: core.Run) -> dict[str, np.ndarray]:
         lines |= {f"e, {model}, {nodes[-1]} nodes": {e: at[model, nodes[-1], e] for e in edge_dims[-3:]}}
         for line, cells in lines.items():
             for metric in ("time_ms", "megabytes") if len(cells) > 1 else ():
-                values = np.log([run.values(i, metric) for i in cells.values()])
-                found[f"power of {metric} in {line}"] = np.polyfit(np.log([*cells]), values, 1)[0]
+                found[f"power of {metric} in {line}"] = core.fitted_power([*cells], [run.values(i, metric) for i in cells.values()])
         for e in edge_dims if model in PRODUCTS else ():  # nodes where both take as long, between two sizes; else NaN
-            ratios = np.log([run.values(at[model, n, e], "time_of_product_over_heads") for n in nodes])
-            crossed = [np.interp(0, one, np.log(nodes), np.nan, np.nan) for one in np.maximum.accumulate(ratios).T]
-            found[f"takeover over 2e, {model}, e = {e}"] = np.exp(crossed) / (2 * e)
+            ratios = [run.values(at[model, n, e], "time_of_product_over_heads") for n in nodes]
+            found[f"takeover over 2e, {model}, e = {e}"] = core.crossing(nodes, ratios) / (2 * e)
     return found
 
 

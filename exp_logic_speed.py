@@ -10,8 +10,6 @@ Rule        Medians of interleaved rounds in one process, one thread; ratios of 
 Cost        about 4 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
 """
 
-import sys
-
 import numpy as np
 import torch
 
@@ -76,13 +74,9 @@ def layer(config: dict, seed: int) -> dict:
 
     torch.testing.assert_close(literal(), fused(x)[0], rtol=1e-3, atol=1e-4)
     arms = {"fused": lambda: fused(x).sum().backward(), "literal": lambda: literal().sum().backward()}
-    try:
-        from torchlogix.layers import LogicDense
-
-        peer, flat = LogicDense(units, units), x.detach()[0].T.contiguous().requires_grad_()
+    if layers := core.optional("torchlogix.layers"):
+        peer, flat = layers.LogicDense(units, units), x.detach()[0].T.contiguous().requires_grad_()
         arms["peer"] = lambda: peer(flat).sum().backward()
-    except ImportError as error:
-        print(f"no torchlogix ({error}), so not compared; pip install --no-deps -r requirements-peers.txt", file=sys.stderr)
     calls = {name: lambda arm=arm: [arm() for _ in range(CALLS)] for name, arm in arms.items()}  # one is too short to be timed
     seconds = core.interleaved_medians(calls, config["rounds"])
     timed = {f"time_{name}_over_fused": seconds[name] / seconds["fused"] for name in arms if name != "fused"}
