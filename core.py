@@ -3717,9 +3717,7 @@ def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.n
 def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
     """The fields of all questions in a file, and the words by number."""
     number, parts = {}, []
-    for i, line in enumerate(content.splitlines()):
-        if not line.strip():
-            continue
+    for i, line in filter(lambda numbered: numbered[1].strip(), enumerate(content.splitlines())):
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
