@@ -3495,19 +3495,15 @@ def chains(objects: np.ndarray, hops: int) -> tuple[np.ndarray, np.ndarray, np.n
     return np.stack(path), found, lists
 
 
-def draw_questions(rng: np.random.Generator, count: int, hops: int, world: dict) -> Questions:
-    """Questions on facts of their own: `world` tells how many `entities` (drawn from so many `names`), `relations`, `facts`
-    (subject, relation, object; a subject and relation have one object at most), facts `restated`, `passages` they are spread over
-    evenly, and `candidates`, the answer among them. A question is a start and `hops` different relations, uniform among the chains
-    that meet no entity twice, so that nothing but the query tells them apart; graphs without one are drawn anew. A sentence
-    "subject relation object" makes two mentions. Words: FIRST_WORD + name, behind all names + relation."""
-    e, r, passages, told = world["entities"], world["relations"], world["passages"], world["facts"] + world["restated"]
-    kept, missing = [], count
+def draw_facts(rng: np.random.Generator, count: int, hops: int, world: dict) -> tuple[np.ndarray, ...]:
+    """Facts (subject, relation, object) of graphs in which there is a chain: [3, Q, facts], no subject and relation twice; and what
+    `chains` tells of them: path, found and lists. Other graphs are drawn anew."""
+    e, r, kept, missing = world["entities"], world["relations"], [], count
     while missing > 0:
         n = missing + missing // 8 + 8
         cells = rng.random((n, e * r)).argsort(1)[:, : world["facts"]]
         subject, relation = np.divmod(cells, r)
-        facts = np.stack([subject, relation, (subject + rng.integers(1, e, cells.shape)) % e])  # [3, n, facts]
+        facts = np.stack([subject, relation, (subject + rng.integers(1, e, cells.shape)) % e])
         objects = np.full((n, e * r), -1)
         np.put_along_axis(objects, cells, facts[2], 1)
         path, found, lists = chains(objects.reshape(n, e, r), hops)
@@ -3515,51 +3511,58 @@ def draw_questions(rng: np.random.Generator, count: int, hops: int, world: dict)
         kept.append((facts[:, have], path[:, have], found[have]))
         missing -= have.sum()
     facts, path = (np.concatenate([part[i] for part in kept], 1)[:, :count] for i in (0, 1))
-    found, every = np.concatenate([part[2] for part in kept])[:count].reshape(count, -1), np.arange(count)
+    return facts, path, np.concatenate([part[2] for part in kept])[:count], lists
+
+
+def best_guess(ends: np.ndarray, known: np.ndarray, candidate: np.ndarray) -> np.ndarray:
+    """Chance [Q] that the most likely candidate [Q, entities] bool is the answer, if that is the end [Q, C] of any of the chains
+    that are known to be possible [Q, C] bool."""
+    counts = np.zeros(candidate.shape)
+    np.add.at(counts, (np.nonzero(known)[0], ends[known]), 1)
+    return (counts * candidate).max(1) / (counts * candidate).sum(1)
+
+
+def draw_questions(rng: np.random.Generator, count: int, hops: int, world: dict) -> Questions:
+    """Questions on facts of their own: `world` tells how many `entities` (drawn from so many `names`), `relations`, `facts`
+    (subject, relation, object; a subject and relation have one object at most), facts `restated`, `passages` they are spread over
+    evenly, and `candidates`, the answer among them. A question is a start and `hops` different relations, uniform among the chains
+    that meet no entity twice, so that nothing but the query tells them apart. A sentence "subject relation object" makes two
+    mentions. Words: FIRST_WORD + name, behind all names + relation."""
+    e, told, every = world["entities"], world["facts"] + world["restated"], np.arange(count)
+    facts, path, found, lists = draw_facts(rng, count, hops, world)
+    path, found = path.reshape(hops + 1, count, -1), found.reshape(count, -1)
     pick = (rng.random(found.shape) * found).argmax(1)
-    gold, asked = path.reshape(hops + 1, count, -1)[:, every, pick], lists[pick % len(lists)]  # [hops + 1, Q], [Q, hops]
+    gold, asked = path[:, every, pick], lists[pick % len(lists)]  # [hops + 1, Q], [Q, hops]
     keys = rng.random((count, e))
     keys[every, gold[-1]] = 2
     candidate = keys >= np.sort(keys, 1)[:, [-world["candidates"]]]
-    chances = []
-    for known in (found, found & (np.arange(found.shape[1]) % len(lists) == pick[:, None] % len(lists))):
-        ends = np.zeros((count, e))
-        np.add.at(ends, (np.nonzero(known)[0], path[-1].reshape(count, -1)[known]), 1)
-        chances.append((ends * candidate).max(1) / (ends * candidate).sum(1))
+    alike = np.arange(found.shape[1]) % len(lists) == pick[:, None] % len(lists)  # chains with the relations that are asked for
+    chances = [best_guess(path[-1], known, candidate) for known in (found, found & alike)]
+
     order = (np.arange(told) % world["facts"])[rng.random((count, told)).argsort(1)]
     subject, relation, object_ = (np.take_along_axis(column, order, 1) for column in facts)  # a sentence each: [Q, told]
     step = sum((i + 1) * ((subject == gold[i, :, None]) & (relation == asked[:, [i]])) for i in range(hops))
-    sizes = (1, e, passages, told, told)  # query, entities, passages, subjects, objects
+    sizes = (1, e, world["passages"], told, told)  # query, entities, passages, subjects, objects
     base = every[:, None] * sum(sizes)
     own = [base + start + np.arange(size) for start, size in zip(np.cumsum((0, *sizes)), sizes, strict=False)]
-    home, sentence = own[2][:, np.arange(told) * passages // told], every[:, None] * told + np.arange(told)
+    home, sentence = own[2][:, np.arange(told) * world["passages"] // told], every[:, None] * told + np.arange(told)
 
     def columns(*parts: np.ndarray | int) -> np.ndarray:
         return np.concatenate([np.broadcast_to(p, (count, size)) for p, size in zip(parts, sizes, strict=True)], 1).ravel()
 
-    name = rng.random((count, world["names"])).argpartition(e - 1, 1)[:, :e] + FIRST_WORD
-    said, heard, relation = (
-        np.take_along_axis(name, subject, 1),
-        np.take_along_axis(name, object_, 1),
-        relation + FIRST_WORD + world["names"],
-    )
-    query = [(name[every, gold[0]][:, None], own[0], 0)]
-    query += [(asked[:, [i]] + FIRST_WORD + world["names"], own[0], 1 + i) for i in range(hops)]
-    words = [*query, (name, own[1], 0), *((w, home, SLOTS - 1) for w in (said, relation, heard))]
-    words += [(said, own[3], 0), (relation, own[3], 1), (heard, own[4], 0), (relation, own[4], 1)]
+    name, behind = rng.random((count, world["names"])).argpartition(e - 1, 1)[:, :e] + FIRST_WORD, FIRST_WORD + world["names"]
+    said, heard = (np.take_along_axis(name, who, 1) for who in (subject, object_))
+    words = [(name[every, gold[0]][:, None], own[0], 0), *((asked[:, [i]] + behind, own[0], 1 + i) for i in range(hops))]
+    words += [(name, own[1], 0), *((w, home, SLOTS - 1) for w in (said, relation + behind, heard))]
+    words += [(said, own[3], 0), (relation + behind, own[3], 1), (heard, own[4], 0), (relation + behind, own[4], 1)]
     word, node = (np.concatenate([part[i].ravel() for part in words]) for i in (0, 1))
     slot, order = np.concatenate([np.full(part[0].size, part[2]) for part in words]), node.argsort(kind="stable")
     kind = columns(QUERY, np.where(candidate, CANDIDATE, ENTITY), PASSAGE, SUBJECT, OBJECT)
     entity = columns(-1, own[1], -1, own[1][:, :1] + subject, own[1][:, :1] + object_)
-    parts = (
-        kind,
-        np.repeat(every, sum(sizes)),
-        entity,
-        columns(-1, -1, own[2], home, home),
-        columns(-1, -1, -1, sentence, sentence),
-    )
+    passage, sentence = columns(-1, -1, own[2], home, home), columns(-1, -1, -1, sentence, sentence)
+    of_nodes = (kind, np.repeat(every, sum(sizes)), entity, passage, sentence, columns(0, 0, 0, step, step))
     at = (own[1][every, gold[0]], own[1][every, gold[-1]], np.full(count, hops))
-    return Questions(*parts, columns(0, 0, 0, step, step), word[order], node[order], slot[order], *at, *chances)
+    return Questions(*of_nodes, word[order], node[order], slot[order], *at, *chances)
 
 
 OF_NODE, OF_WORD = Questions._fields[:6], Questions._fields[6:9]  # what a field has a row for; the others: for a question
@@ -3614,34 +3617,6 @@ def link(questions: Questions, links: Sequence[str]) -> np.ndarray:
             apart = questions.sentence[pairs[0]] != questions.sentence[pairs[1]]  # an entity may stand twice in a sentence
             edges.append(pairs if name == "sentence" or "sentence" not in links else pairs[:, apart])
     return np.concatenate(edges, 1)
-
-
-def mask_words(q: Questions, edges: np.ndarray, rng: np.random.Generator, what: str, share: float) -> tuple:
-    """Questions and edges with some words hidden, also in passages, and names in the links by which they could be looked up; the
-    mentions [M] at which they stood, and the words [M]. what: "entities", one mention of a candidate a question; "entities-named",
-    that share of mentions; "random", as many words of any kind."""
-    nodes, slots = np.nonzero(np.isin(q.kind, (SUBJECT, OBJECT)))[0], 0
-    if what == "entities":
-        nodes = rng.permutation(nodes[q.kind[q.entity[nodes]] == CANDIDATE])
-        nodes, share = nodes[np.unique(q.question[nodes], return_index=True)[1]], 1.0
-    if what == "random":  # a sentence has two mentions and a third word, its relation, which counts at the object
-        objects = nodes[q.kind[nodes] == OBJECT]
-        nodes, slots, share = np.append(nodes, objects), len(nodes), share * len(nodes) / (len(nodes) + len(objects))
-    slots = (np.arange(len(nodes)) >= (slots or len(nodes))).astype(int)
-    hit = rng.random(len(nodes)) < share
-    hit[rng.integers(len(hit))] = True
-    bag, key = q.node * SLOTS + q.slot, nodes[hit] * SLOTS + slots[hit]
-    order = bag.argsort(kind="stable")
-    first = order[np.searchsorted(bag[order], key).clip(max=len(bag) - 1)]
-    there = bag[first] == key  # a sentence of the user's may have no other words
-    nodes, slots, target = nodes[hit][there], slots[hit][there], q.word[first[there]]
-    relations = q.sentence[nodes[slots == 1]]
-    own = np.isin(bag, key) | ((q.slot == 1) & np.isin(q.sentence[q.node], relations) & (q.sentence[q.node] >= 0))
-    place = q.passage[q.node] * (q.word.max() + 1) + q.word
-    told = (q.slot == SLOTS - 1) & np.isin(place, place[own])
-    hidden = np.isin(np.arange(len(q.kind)), nodes[slots == 0])
-    looked_up = (hidden[edges[0]] | hidden[edges[1]]) & (q.entity[edges[0]] == q.entity[edges[1]])
-    return q._replace(word=np.where(own | told, MASK_WORD, q.word)), edges[:, ~looked_up], nodes, target
 
 
 def words_in(text: str) -> list[str]:
@@ -4133,6 +4108,34 @@ class QuestionData:
                 parts = [take_questions(self.file, self.edges, rows[i : i + size]) for i in range(0, len(rows), size)]
             batches[hops] = [self.batch(*part) for part in parts]
         return batches
+
+
+def mask_words(q: Questions, edges: np.ndarray, rng: np.random.Generator, what: str, share: float) -> tuple:
+    """Questions and edges with some words hidden, also in passages, and names in the links by which they could be looked up; the
+    mentions [M] at which they stood, and the words [M]. what: "entities", one mention of a candidate a question; "entities-named",
+    that share of mentions; "random", as many words of any kind."""
+    nodes, slots = np.nonzero(np.isin(q.kind, (SUBJECT, OBJECT)))[0], 0
+    if what == "entities":
+        nodes = rng.permutation(nodes[q.kind[q.entity[nodes]] == CANDIDATE])
+        nodes, share = nodes[np.unique(q.question[nodes], return_index=True)[1]], 1.0
+    if what == "random":  # a sentence has two mentions and a third word, its relation, which counts at the object
+        objects = nodes[q.kind[nodes] == OBJECT]
+        nodes, slots, share = np.append(nodes, objects), len(nodes), share * len(nodes) / (len(nodes) + len(objects))
+    slots = (np.arange(len(nodes)) >= (slots or len(nodes))).astype(int)
+    hit = rng.random(len(nodes)) < share
+    hit[rng.integers(len(hit))] = True
+    bag, key = q.node * SLOTS + q.slot, nodes[hit] * SLOTS + slots[hit]
+    order = bag.argsort(kind="stable")
+    first = order[np.searchsorted(bag[order], key).clip(max=len(bag) - 1)]
+    there = bag[first] == key  # a sentence of the user's may have no other words
+    nodes, slots, target = nodes[hit][there], slots[hit][there], q.word[first[there]]
+    relations = q.sentence[nodes[slots == 1]]
+    own = np.isin(bag, key) | ((q.slot == 1) & np.isin(q.sentence[q.node], relations) & (q.sentence[q.node] >= 0))
+    place = q.passage[q.node] * (q.word.max() + 1) + q.word
+    told = (q.slot == SLOTS - 1) & np.isin(place, place[own])
+    hidden = np.isin(np.arange(len(q.kind)), nodes[slots == 0])
+    looked_up = (hidden[edges[0]] | hidden[edges[1]]) & (q.entity[edges[0]] == q.entity[edges[1]])
+    return q._replace(word=np.where(own | told, MASK_WORD, q.word)), edges[:, ~looked_up], nodes, target
 
 
 def build_question_model(config: dict, seed: int) -> QuestionModel:
