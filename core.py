@@ -177,17 +177,17 @@ def in_fresh_process(file: str, name: str, arguments: Sequence, warm_up: Sequenc
 
 def added_mb(call: Callable[[], object], warm_up: Callable[[], object]) -> float:
     """MB that a call adds at most in a fork of this process, behind a small call: where hundreds of fresh processes would take too
-    long to start. The fork gives back what was freed before, so that its use counts anew. Not with a GPU."""
+    long to start. What was freed before is given back first, so that its use counts anew. Not with a GPU."""
     receiver, sender = (fork := multiprocessing.get_context("fork")).Pipe(duplex=False)
 
     def measure() -> None:
         ctypes.CDLL(None).mallopt(-3, 1 << 17)
         warm_up()
-        ctypes.CDLL(None).malloc_trim(0)
         before = memory_mb("VmRSS")
         call()
         sender.send(memory_mb() - before)
 
+    ctypes.CDLL(None).malloc_trim(0)
     process = fork.Process(target=measure)
     process.start()
     sender.close()  # so that a process that dies ends the wait

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import re
+import sys
 import resource
 import subprocess
 import time
@@ -2669,6 +2670,13 @@ def test_blocks_of_edges_change_nothing(block):
     (query, key, *_), graph = small_graph()
     expected = torch.einsum("ehd,ehd->eh", query[graph.target], key[graph.source]).detach()
     torch.testing.assert_close(core.edge_products(query.detach(), graph.target, key.detach(), graph.source, block), expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_added_memory_counts_anew_what_was_freed_before():
+    torch.ones(20_000_000)
+    found = core.added_mb(lambda: torch.ones(10_000_000), lambda: torch.ones(10))
+    assert 39 < found < 45
 
 
 def test_four_forms_of_attention_agree():
