@@ -11,9 +11,9 @@ import multiprocessing
 import os
 import pickle
 import re
-import sys
 import resource
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from fractions import Fraction
