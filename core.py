@@ -3099,7 +3099,7 @@ def circuit_figure(circuit: Circuit, kind: str, finding: str, texts: Sequence[tu
 
 # %% 17 Text
 
-PASSAGE = 8  # words: no passage so long stands in both parts of a text
+PASSAGE_WORDS = 8  # words: no passage so long stands in both parts of a text
 LEAST_BYTES = 10_000  # of a part of a text
 NOT_READ = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "site-packages", "encodings", "pydoc_data"}  # folders
 
@@ -3131,7 +3131,7 @@ def library_documents() -> list[str]:
 
 def split_text(documents: Sequence[str]) -> tuple[str, str]:
     """Train on the first documents, hold out the last, about a tenth of the text. A paragraph that stands twice is kept once; a
-    held-out one that shares a passage of PASSAGE words with the training part is left out."""
+    held-out one that shares a passage of PASSAGE_WORDS words with the training part is left out."""
     seen, kept = set(), []
     for document in documents:
         paragraphs = {" ".join(p.split()): p.strip("\n") for p in re.split(r"\n\s*\n", document)}  # without what stands twice in it
@@ -3142,7 +3142,7 @@ def split_text(documents: Sequence[str]) -> tuple[str, str]:
 
     def passages(words: str) -> set[str]:
         listed = words.split(" ")
-        return {" ".join(listed[i : i + PASSAGE]) for i in range(len(listed) - PASSAGE + 1)}
+        return {" ".join(listed[i : i + PASSAGE_WORDS]) for i in range(len(listed) - PASSAGE_WORDS + 1)}
 
     trained_on = set().union(*(passages(words) for document in kept[:last] for words, _ in document))
     parts = [[p for _, p in document] for document in kept[:last]]

@@ -83,6 +83,22 @@ def test_map_and_banners_agree():
     assert [int(number) for number, _ in banners] == list(range(len(banners)))
 
 
+def test_no_name_of_core_is_given_twice():
+    """A constant of one section would silently replace another's."""
+    names = []
+    for node in ast.parse(Path(core.__file__).read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign):
+            names += [
+                part.id
+                for target in node.targets
+                for part in ast.walk(target)
+                if isinstance(getattr(part, "ctx", None), ast.Store) and isinstance(part, ast.Name)
+            ]
+    assert len(names) > 300 and len(set(names)) == len(names)
+
+
 def test_core_stays_small():
     lines = SOURCE.splitlines()
     assert len(lines) <= 4400
@@ -2100,7 +2116,7 @@ def test_a_split_text_shares_no_passage():
 
     def passages(text):
         listed = text.split()
-        return {tuple(listed[i : i + core.PASSAGE]) for i in range(len(listed) - core.PASSAGE + 1)}
+        return {tuple(listed[i : i + core.PASSAGE_WORDS]) for i in range(len(listed) - core.PASSAGE_WORDS + 1)}
 
     for document in texts[:50]:  # by document: what is trained on is trained on wholly
         assert all(p in train for p in document.split("\n\n"))
