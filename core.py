@@ -3605,7 +3605,7 @@ def pairs_within(group: np.ndarray) -> np.ndarray:
     return nodes[np.stack([one, other])[:, one != other]]
 
 
-def link(questions: Questions, links: Sequence[str]) -> np.ndarray:
+def link_questions(questions: Questions, links: Sequence[str]) -> np.ndarray:
     """Edges source -> target between all nodes but queries, by some of LINKS: [2, E], both directions, no loops."""
     mention = np.isin(questions.kind, (SUBJECT, OBJECT))
     edges, mentions = [np.zeros((2, 0), int)], np.nonzero(mention)[0]
@@ -3621,6 +3621,7 @@ def link(questions: Questions, links: Sequence[str]) -> np.ndarray:
 
 
 def words_in(text: str) -> list[str]:
+    """The words of a text, in small letters."""
     return re.findall(r"\w+", text.lower())
 
 
@@ -3681,12 +3682,12 @@ def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.n
         raise UsageError(f"--questions {source}: cannot be read ({error.strerror}); name a .jsonl file") from None
     made_by = [
         content,
-        *(inspect.getsource(function).encode() for function in (Questions, words_in, read_question, read_all, link)),
+        *(inspect.getsource(function).encode() for function in (Questions, words_in, read_question, read_all, link_questions)),
     ]
     words, edges = (hashlib.sha256(b"".join(made_by[:n])).hexdigest()[:16] for n in (5, 6))
     read = keep_arrays(f"words-{words}", lambda: read_all(source, content))
     vocabulary, questions = tuple(read.pop("words").tolist()), Questions(**read)
-    found = keep_arrays(f"edges-{edges}-{'-'.join(links)}", lambda: {"edges": link(questions, links)})
+    found = keep_arrays(f"edges-{edges}-{'-'.join(links)}", lambda: {"edges": link_questions(questions, links)})
     return questions, found["edges"], vocabulary, hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -4082,7 +4083,7 @@ class QuestionData:
             self.rows = {"train": np.nonzero(~held_out)[0], "test": np.nonzero(held_out)[0]}
 
     def batch(self, questions: Questions, edges: np.ndarray | None = None) -> QuestionBatch:
-        return QuestionBatch(questions, link(questions, self.links) if edges is None else edges, self.config["query"])
+        return QuestionBatch(questions, link_questions(questions, self.links) if edges is None else edges, self.config["query"])
 
     def sample(self, rng: np.random.Generator, count: int, hops: Sequence[int]) -> tuple[Questions, np.ndarray]:
         """Questions to train on, with edges: generated, of each of some numbers of hops with the same chance; or of the file's."""
@@ -4091,7 +4092,7 @@ class QuestionData:
             return take_questions(self.file, self.edges, some)
         numbers = np.bincount(rng.integers(len(hops), size=count), minlength=len(hops))
         drawn = [draw_questions(rng, n, h, self.config) for n, h in zip(numbers, hops, strict=True) if n]
-        return (questions := join_questions(drawn)), link(questions, self.links)
+        return (questions := join_questions(drawn)), link_questions(questions, self.links)
 
     def draw(self, rng: np.random.Generator, count: int, hops: Sequence[int]) -> QuestionBatch:
         return self.batch(*self.sample(rng, count, hops))
@@ -4198,7 +4199,7 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
     result |= {"parameters": float(sum(p.numel() for p in model.parameters() if p.grad is not None))}
     for hops in range(1, MOST_HOPS + 1):
         batches = test.get(hops, ())
-        result[f"accuracy_{hops}"] = float(answered(model, batches).float().mean())
+        result[f"accuracy_{hops}"] = float(answered(model, batches).float().mean()) if batches else math.nan
         for name in ("floor", "no_start"):
             chances = [getattr(batch.questions, name) for batch in batches]
             result[f"{name}_{hops}"] = float(np.mean(np.concatenate(chances))) if chances else math.nan

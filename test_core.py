@@ -2553,7 +2553,7 @@ def canonical(questions, links=core.LINKS):
          sentences.index(questions.sentence[n]) if questions.sentence[n] >= 0 else -1)
         for n, kind in enumerate(questions.kind)
     ]  # fmt: skip
-    edges = sorted((key[a], key[b]) for a, b in core.link(questions, links).T)
+    edges = sorted((key[a], key[b]) for a, b in core.link_questions(questions, links).T)
     return sorted(key), edges, key[questions.start[0]], key[questions.answer[0]], questions.hops.tolist()
 
 
@@ -2590,7 +2590,7 @@ def mixed_questions():
     read = core.read_question(HAND_WRITTEN, lambda word: 2 + len(word))
     parts = [drawn(1, 1), drawn(1, 3, restated=3), read, drawn(1, 2, 5, entities=5, facts=9, candidates=3, passages=2), drawn(1, 2)]
     joined = core.join_questions(parts)
-    return parts, joined, core.link(joined, core.LINKS)
+    return parts, joined, core.link_questions(joined, core.LINKS)
 
 
 @pytest.mark.parametrize("links", [*((name,) for name in core.LINKS), core.LINKS], ids=str)
@@ -2605,14 +2605,14 @@ def test_links_are_their_definition(links):
         elif len(mentions) == 2 and a != b and name in ("sentence", "coreference"):
             column = q.sentence if name == "sentence" else q.entity
             expected += [(a, b)] * int(column[a] == column[b])
-    found = [tuple(pair) for pair in core.link(q, links).T.tolist()]
+    found = [tuple(pair) for pair in core.link_questions(q, links).T.tolist()]
     assert sorted(found) == sorted(expected) and expected and all(q.question[a] == q.question[b] for a, b in found)
 
 
 def test_no_link_stands_twice():
     """Someone named twice in one sentence: the mentions share a sentence and an entity, and the two attentions still agree."""
     row = HAND_WRITTEN | {"passages": ["Bob met Ann Lee, and Bob slept."]}
-    edges = core.link(core.read_question(row, len), core.LINKS).T.tolist()
+    edges = core.link_questions(core.read_question(row, len), core.LINKS).T.tolist()
     assert len({tuple(pair) for pair in edges}) == len(edges)
 
 
@@ -2632,7 +2632,7 @@ def test_taking_undoes_joining(which):
         if name == "sentence":  # numbers of their own
             one, other = one[:, None] == one, other[:, None] == other
         np.testing.assert_array_equal(one, other, name)
-    assert sorted(kept.T.tolist()) == sorted(core.link(expected, core.LINKS).T.tolist())
+    assert sorted(kept.T.tolist()) == sorted(core.link_questions(expected, core.LINKS).T.tolist())
 
 
 # graph attention
@@ -2845,7 +2845,7 @@ def test_a_question_is_answered_as_if_alone_in_any_order(query, form):
     logits = model(question_batch(questions, edges, query))
     for order in ([0], [1], [2], [3], [4], [3, 0, 4, 2, 1]):
         some = core.join_questions([parts[i] for i in order])
-        alone = model(question_batch(some, core.link(some, core.LINKS), query))
+        alone = model(question_batch(some, core.link_questions(some, core.LINKS), query))
         torch.testing.assert_close(alone, logits[order, : alone.shape[1]])
     mine = (questions.question[questions.node] == 1) & (questions.kind[questions.node] != core.QUERY)
     word = questions.word.copy()
@@ -2999,7 +2999,7 @@ def learned_losses(config):
     return answers_learned(dict(config), points=1)["train_loss"]
 
 
-@pytest.mark.parametrize("flag", [flag.key for flag in core.QUESTION_FLAGS if flag.key != "questions"])
+@pytest.mark.parametrize("flag", [flag.key for flag in core.QUESTION_FLAGS if "questions" not in flag.key])
 def test_every_flag_of_questions_changes_the_training(flag, few):
     changes = {"query": "node", "hops": (1, 3), "entities": 7, "relations": 4, "facts": 12, "restated": 3, "passages": 5,
                "names": 150, "candidates": 4, "links": "passage,entity", "types": "none", "share": "off", "depth": 3, "dim": 12,
@@ -3041,15 +3041,17 @@ def test_own_questions_are_read_linked_and_kept(own, monkeypatch):
     assert words[2:] == tuple(number) and sha == hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     for one, other in zip(questions, expected, strict=True):
         np.testing.assert_array_equal(one, other)
-    np.testing.assert_array_equal(edges, core.link(expected, core.LINKS))
+    np.testing.assert_array_equal(edges, core.link_questions(expected, core.LINKS))
     with monkeypatch.context() as patch:
         patch.setattr(core, "join_questions", lambda *_: pytest.fail("the text is read again"))
         for links in (("sentence",), ("passage", "entity")):
             again, edges, *rest = load(path, links)
-            np.testing.assert_array_equal(edges, core.link(expected, links))
+            np.testing.assert_array_equal(edges, core.link_questions(expected, links))
             assert np.array_equal(again.word, expected.word) and rest == [words, sha]
         patch.setattr(core, "keep_arrays", lambda name, make: dict(np.load(core.REPOSITORY / "runs" / f"{name}.npz")))
-        np.testing.assert_array_equal(load(path, ("sentence",))[1], core.link(expected, ("sentence",)))  # edges are kept, too
+        np.testing.assert_array_equal(
+            load(path, ("sentence",))[1], core.link_questions(expected, ("sentence",))
+        )  # edges are kept, too
     own(rows[::-1])  # other content under the same name
     assert not np.array_equal(load(path, core.LINKS)[0].word, expected.word)
 
