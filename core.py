@@ -175,25 +175,31 @@ def in_fresh_process(file: str, name: str, arguments: Sequence, warm_up: Sequenc
     return tuple(json.loads(done.stdout.splitlines()[-1]))
 
 
-def added_mb(call: Callable[[], object], warm_up: Callable[[], object]) -> float:
-    """MB that a call adds at most in a fork of this process, behind a small call: where hundreds of fresh processes would take too
-    long to start. What was freed before is given back first, so that its use counts anew. Not with a GPU."""
+def in_fork(function: Callable[[], object]) -> object:
+    """What a function returns in a fork of this process, with its imports and inputs: where hundreds of fresh processes would take
+    too long to start. Not with a GPU."""
     receiver, sender = (fork := multiprocessing.get_context("fork")).Pipe(duplex=False)
+    process = fork.Process(target=lambda: sender.send(function()))
+    process.start()
+    sender.close()  # so that a process that dies ends the wait
+    result = receiver.recv()
+    process.join()
+    return result
 
-    def measure() -> None:
-        ctypes.CDLL(None).mallopt(-3, 1 << 17)
+
+def added_mb(call: Callable[[], object], warm_up: Callable[[], object]) -> float:
+    """MB that a call adds at most in a fork of this process, behind a small call. As in a fresh process only if this one has kept
+    no freed blocks, which it would use first."""
+
+    def measure() -> float:
+        ctypes.CDLL(None).mallopt(-3, 1 << 17)  # all but small blocks are mapped alone, so that no gap between them counts
         warm_up()
         before = memory_mb("VmRSS")
         call()
-        sender.send(memory_mb() - before)
+        return memory_mb() - before
 
     ctypes.CDLL(None).malloc_trim(0)
-    process = fork.Process(target=measure)
-    process.start()
-    sender.close()  # so that a process that dies ends the wait
-    megabytes = receiver.recv()
-    process.join()
-    return megabytes
+    return in_fork(measure)
 
 
 def optional(module: str) -> object | None:

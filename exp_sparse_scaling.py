@@ -59,11 +59,17 @@ def calls_of(c: dict, seed: int) -> tuple[dict, int]:
 
 
 def trial(config: dict, seed: int) -> dict:
+    run = lambda: measured(config, seed)  # noqa: E731
+    return core.in_fork(run) if config["memory"] == "on" else run()  # so that this process stays without freed blocks
+
+
+def measured(config: dict, seed: int) -> dict:
     n, results, nothing = config["length"], {}, dict.fromkeys(KINDS, math.nan)
     calls, edges = calls_of(config, seed) if config["density"] * n < 1000 else ({}, math.nan)
     small, few = calls_of(config | SMALL, seed)
     megabytes, rounds = dict(nothing), max(1, config["rounds"] * min(n, 512) // n)
     if config["memory"] == "on":
+        core.keep_large_blocks(False)
         megabytes |= {kind: core.added_mb(calls[kind], small[kind]) for kind in calls}
     timed = {k: lambda k=k: results.update({k: calls[k]()}) for k in calls if k != "plain" or n <= 4096}
     core.keep_large_blocks()
@@ -82,10 +88,8 @@ def trial(config: dict, seed: int) -> dict:
     result |= {f"gflop_{kind}": n / 1e9 for kind, n in core.attention_flops(n, edges, config["dim"], config["heads"]).items()}
     for kind in KINDS:
         result |= {f"time_{kind}_ms": 1e3 * seconds[kind], f"{kind}_mb": megabytes[kind]}
-        result |= {
-            f"time_{kind}_over_edges": seconds[kind] / seconds["edges"],
-            f"mb_{kind}_over_csr": megabytes[kind] / megabytes["csr"],
-        }
+        result[f"time_{kind}_over_edges"] = seconds[kind] / seconds["edges"]
+        result[f"mb_{kind}_over_csr"] = megabytes[kind] / megabytes["csr"]
     return result
 
 
@@ -173,13 +177,9 @@ def figures(run: core.Run) -> list[core.Figure]:
             best = min(mean, key=lambda kind: np.nan_to_num(mean[kind], nan=math.inf))
             if math.isfinite(mean[best]):
                 times[y, x], texts[y, x] = mean["fused"] / mean[best], f"{best} {core.brief(mean['fused'] / mean[best])}x"
-        told, shares = (
-            f"The kind with least {what}, and how many times less it takes than fused",
-            [f"{100 * d:g}%" for d in densities],
-        )
-        drawn.append(
-            core.matrix_figure(f"least-{what}", np.log(times), lengths, shares, ("nodes", "joined pairs"), told, texts, 5.0)
-        )
+        told, names = f"The kind with least {what}, and how many times less it takes than fused", ("nodes", "joined pairs")
+        shares = [f"{100 * d:g}%" for d in densities]
+        drawn.append(core.matrix_figure(f"least-{what}", np.log(times), lengths, shares, names, told, texts, 5.0))
     sweeps = {"time": (headline(run).capitalize(), [f"time_{kind}_ms" for kind in KINDS], "milliseconds")}
     sweeps["memory"] = (most, [f"{kind}_mb" for kind in KINDS], "MB")
     return drawn + [core.sweep_figure(run, name, what[0], "length", *what[1:], ["density"], "xy") for name, what in sweeps.items()]
