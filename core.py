@@ -2492,6 +2492,9 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
         columns |= {f"{panel} | {name} | seed {s}": each for s, each in zip(run.seeds, zip(*values, strict=True), strict=True)}
         if "x" not in log and all(isinstance(number, int) for number in x):
             axes.xaxis.get_major_locator().set_params(integer=True)
+        if "x" in log and len(sizes := sorted({cell[key] for cell in run.cells})) < 8:  # else minor ticks' numbers overlap
+            axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axes.set_xticks([], minor=True)
     for axes, (label, number) in itertools.product(grid.values(), (lines or {}).items()):
         axes.axhline(number, color="black", linestyle="--", linewidth=1, label=label)
     add_legend(figure, finding)
