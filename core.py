@@ -2501,6 +2501,19 @@ def sweep_figure(run: Run, kind: str, finding: str, key: str, metrics: Sequence[
     return Figure(kind, figure, finding, columns)
 
 
+def hop_figures(run: Run, finding: str, guesses: dict[str, str] | None = None) -> list[Figure]:
+    """Accuracy by number of hops, in the end and by step, of runs of `train_on_questions`; `guesses` names exact ones."""
+    words = {h: f"{h} hop{'s' * (h > 1)}" for h in range(1, 10) if f"curve_{h}" in run.results[0][0]}
+    rows = {arm: {word: row[f"accuracy_{h}"] for h, word in words.items()}
+            for arm, row in by_arm(run, [f"accuracy_{h}" for h in words]).items()}  # fmt: skip
+    for name, guess in (guesses or {}).items():
+        rows[name] = {word: [run.results[0][0][f"{guess}_{h}"]] for h, word in words.items()}
+    lines = lambda cell, result: {word: result[f"curve_{h}"] for h, word in words.items()}  # noqa: E731
+    by_step, keys = f"{finding}, by step", varying(run.cells)
+    return [dots_figure(rows, "accuracy", finding, "accuracy on new questions"),
+            curves_figure(run, "curves", by_step, lines, keys, "steps done, %", "accuracy", every=5)]  # fmt: skip
+
+
 def matrix_figure(kind: str, values: np.ndarray, rows: Sequence, columns: Sequence, axes_names: tuple[str, str], finding: str,
                   texts: np.ndarray | None = None, largest: float = 1.0) -> Figure:  # fmt: skip
     """Values [R, C], the darker the nearer to the largest, each with its text (default: the number); names of rows and columns."""
@@ -3906,7 +3919,7 @@ class QuestionBatch:
 
 
 class KindLinear(nn.Module):
-    """A linear layer for each kind of node: x [V, in], kind [V] -> [V, out]. Source: Schlag, 2021; HGT, Hu et al. 2020."""
+    """A linear layer for each kind of node: x [V, in], kind [V] -> [V, out]. Source: HGT, Hu et al. 2020."""
 
     def __init__(self, before: int, after: int):
         super().__init__()

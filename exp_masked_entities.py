@@ -9,7 +9,7 @@ Rule        5 paired seeds; 1 and 2 hops; mean accuracy on 500 new questions of 
             looked up; it is marked, and chosen among the candidates. At random: 15% of names and relations, to be named among all
             words. Gains are differences to training from scratch on the same labels. A claim stands if the 95% interval of every
             check lies in its range, and falls if one lies wholly outside.
-Cost        about 10 min on 2 cores
+Cost        about 13 min on 2 cores
 """
 
 import copy

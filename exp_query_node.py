@@ -8,8 +8,8 @@ Hypothesis  The notebook: one query node joined to all, and one for each passage
 Rule        5 seeds, 1 to 3 hops trained together; accuracy on 500 new questions of each. Guesses are exact: the best without the
             query (floor), the best that knows relations but not the start. Solved: at least 0.99 at 1 hop, 0.9 at 2 and 3. A claim
             stands if the 95% interval of every check lies in its range, and falls if one lies wholly outside.
-Cost        about 20 min on 2 cores. Entries of their own: `--query everywhere-marked node-marked`, 7 min;
-            `--query start --depth 2 3 4 5 6`, 9 min; `--query node everywhere --steps 5000 --curriculum 0.2`, 20 min
+Cost        about 25 min on 2 cores. Entries of their own: `--query everywhere-marked node-marked`, 7 min;
+            `--query start --depth 2 3 4 5 6`, 20 min; `--query node everywhere --steps 5000 --curriculum 0.2`, 20 min
 """
 
 import core
@@ -72,19 +72,10 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding, found = headline(run).capitalize(), [h for h in (1, 2, 3) if f"curve_{h}" in run.results[0][0]]
-    words = {1: "1 hop", 2: "2 hops", 3: "3 hops"}
-    rows = {arm: {words[h]: row[f"accuracy_{h}"] for h in found}
-            for arm, row in core.by_arm(run, [f"accuracy_{h}" for h in found]).items()}  # fmt: skip
-    for name, guess in (("best guess without query", "floor"), ("best guess without start", "no_start")):
-        rows[name] = {words[h]: [run.results[0][0][f"{guess}_{h}"]] for h in found}
-    lines = lambda cell, result: {words[h]: result[f"curve_{h}"] for h in found}  # noqa: E731
-    keys = core.varying(run.cells)
-    drawn = [core.dots_figure(rows, "accuracy", finding, "accuracy on new questions"),
-             core.curves_figure(run, "curves", f"{finding}, by step", lines, keys, "steps done, %", "accuracy",
-                               every=5)]  # fmt: skip
+    finding, keys = headline(run).capitalize(), core.varying(run.cells)
+    drawn = core.hop_figures(run, finding, {"best guess without query": "floor", "best guess without start": "no_start"})
     if "depth" in keys:
-        told, others = [f"accuracy_{h}" for h in found], [key for key in keys if key != "depth"]
+        told, others = [f"accuracy_{h}" for h in (1, 2, 3) if f"curve_{h}" in run.results[0][0]], [k for k in keys if k != "depth"]
         drawn.append(core.sweep_figure(run, "depth", f"By layers, {finding}", "depth", told, "accuracy", others))
     return drawn
 

@@ -9,7 +9,7 @@ Rule        Forward and backward from queries, keys, values on, interleaved, one
             Memory: the most that a call adds in a process of its own. Plain attention, which no density changes, beyond 1024 nodes
             at 1% alone, beyond 4096 untimed; the peer, without types, up to 10^6 edges; nothing beyond 1000 edges a node. A claim
             stands if every check's 95% interval is in its range, falls if one is out. Pilots were seen on seed 1000.
-Cost        about 9 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
+Cost        about 8 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
 """
 
 import math

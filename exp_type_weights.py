@@ -7,7 +7,7 @@ Hypothesis  The notebook calls weights per kind redundant. Ours: kinds have to b
 Rule        5 paired seeds; accuracy on 500 new questions of each number of hops, their mean, and the share of the training at which
             2 hops are first over 0.9 (100 if never). Weights count if training moves them. A claim stands if the 95% interval of
             every check lies in its range, and falls if one lies wholly outside.
-Cost        about 15 min on 2 cores
+Cost        about 26 min on 2 cores
 """
 
 import functools
@@ -76,14 +76,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding, found = headline(run).capitalize(), [h for h in (1, 2, 3) if f"curve_{h}" in run.results[0][0]]
-    words = {1: "1 hop", 2: "2 hops", 3: "3 hops"}
-    rows = {arm: {words[h]: row[f"accuracy_{h}"] for h in found}
-            for arm, row in core.by_arm(run, [f"accuracy_{h}" for h in found]).items()}  # fmt: skip
-    lines = lambda cell, result: {words[h]: result[f"curve_{h}"] for h in found}  # noqa: E731
-    return [core.dots_figure(rows, "accuracy", finding, "accuracy on new questions"),
-            core.curves_figure(run, "curves", f"{finding}, by step", lines, core.varying(run.cells), "steps done, %", "accuracy",
-                               every=5)]  # fmt: skip
+    return core.hop_figures(run, headline(run).capitalize())
 
 
 SMOKE = {"types": ("switch",), "equal": ("parameters",), "hops": ((1, 2),), "entities": (5,), "facts": (6,), "passages": (2,),
