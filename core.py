@@ -3926,12 +3926,10 @@ class KindLinear(nn.Module):
         self.parts = nn.ModuleList(Linear(before, after) for _ in KINDS)
 
     def forward(self, x: Tensor, kind: Tensor) -> Tensor:
-        out = x.new_zeros(len(x), self.parts[0].out_features)
-        for i, part in enumerate(self.parts):
-            at = (kind == i).nonzero()[:, 0]
-            if len(at):
-                out = out.index_copy(0, at, part(x.index_select(0, at)))
-        return out
+        order = kind.argsort(stable=True)
+        rows = x.index_select(0, order).split(torch.bincount(kind, minlength=len(KINDS)).tolist())
+        out = torch.cat([part(some) for part, some in zip(self.parts, rows, strict=True) if len(some)])
+        return out.index_select(0, order.argsort())
 
 
 class SharedLinear(Linear):
