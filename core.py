@@ -25,6 +25,7 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     20 Graph attention
     21 Answering
     22 Attention, watched and timed
+    23 PATTERN, solved
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -2145,6 +2146,28 @@ def read_record(path: Path) -> tuple[dict, dict]:
         return arrays | meta["scalars"], meta
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise UsageError(f"{path}: damaged, or not a record of this trial; delete it or give --fresh") from error
+
+
+def resumed(function: Callable[[int], np.ndarray], count: int) -> list[np.ndarray]:
+    """function(0), function(1), .. of a trial that takes long: count vectors of numbers, kept in Runtime.checkpoint now and
+    then, and what is found there is not computed again. Raises UsageError for a damaged file."""
+    path, rows, saved = Runtime.checkpoint, [], time.monotonic()
+    if path and path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                rows = np.split(file["values"], file["lengths"].cumsum()[:-1])
+        except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise UsageError(
+                f"{path}: not a checkpoint of this trial ({type(error).__name__}); delete it or give --fresh"
+            ) from error
+    for i in range(len(rows), count):
+        rows.append(np.asarray(function(i), dtype=float))
+        if path and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            buffer = io.BytesIO()
+            np.savez(buffer, values=np.concatenate(rows), lengths=[len(row) for row in rows])
+            write_atomically(path, buffer.getvalue())
+            saved = time.monotonic()
+    return rows
 
 
 def run_together(experiment: Experiment, trials: Sequence[Trial]) -> None:
@@ -4379,3 +4402,249 @@ def attention_flops(nodes: int, edges: float, dim: int, heads: int) -> dict[str,
     kinds = len(KINDS) * heads
     dense = {"plain": 2.0 * nodes**2 * (6 * dim + 2 * kinds), "fused": 14.0 * nodes**2 * (dim + kinds)}
     return dense | dict.fromkeys(("edges", "csr"), 12.0 * edges * dim)
+
+
+# %% 23 PATTERN, solved
+
+SHARE = 1 / (COMMUNITIES + 1)  # of nodes that are on the pattern: it is as large as a community
+
+
+@functools.cache
+def total_chances(blocks: int, sizes: tuple[int, int] = SIZE_RANGE) -> np.ndarray:
+    """Chance of each total size 0, 1, .. of so many blocks, each uniform in `sizes`, the upper bound exclusive."""
+    one = np.where(np.arange(sizes[1]) >= sizes[0], 1 / (sizes[1] - sizes[0]), 0.0)
+    return functools.reduce(np.convolve, [one] * blocks, np.ones(1))
+
+
+@functools.cache
+def size_weights(n: int, sizes: tuple[int, int] = SIZE_RANGE) -> np.ndarray:
+    """log P(n nodes, s of them on the pattern) for s = 0 .. n."""
+    hidden, others = (np.pad(total_chances(blocks, sizes), (0, n + 1))[: n + 1] for blocks in (1, COMMUNITIES))
+    with np.errstate(divide="ignore"):
+        return np.log(hidden * others[::-1])
+
+
+@functools.cache
+def background_density(sizes: tuple[int, int] = SIZE_RANGE) -> float:
+    """Expected density among nodes outside the pattern: of all such pairs, over the sizes of communities, the share inside one."""
+    size = np.arange(*sizes)
+    own, other = (size * (size - 1)).mean(), size.mean() ** 2
+    same = own / (own + (COMMUNITIES - 1) * other)
+    return same * EDGE_INSIDE + (1 - same) * EDGE_BETWEEN
+
+
+def log_odds(density: float) -> tuple[float, float]:
+    """log likelihood of no edge and of an edge with this density, relative to a pattern's."""
+    return math.log((1 - density) / (1 - EDGE_PATTERN)), math.log(density / EDGE_PATTERN)
+
+
+def mean_field(adjacency: np.ndarray, steps: int) -> np.ndarray:
+    """Chances [n] that nodes are on the pattern, told apart by degree alone: a node outside has edges of `background_density` to
+    others outside, all other pairs have 0.5. Each step is one round of message passing; the first is a threshold of the degree."""
+    n, (none, edge) = len(adjacency), log_odds(background_density())
+    weight, ways = np.where(adjacency, edge, none), np.exp(size_weights(n))
+    np.fill_diagonal(weight, 0.0)
+    share = (ways @ np.arange(n + 1)) / ways.sum() / n if ways.any() else SHARE
+    chance = np.full(n, share)
+    for _ in range(steps):
+        chance = 1 / (1 + (1 - share) / share * np.exp(weight @ (1 - chance)))
+    return chance
+
+
+def chance_recalls(chance: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Shares in points of both classes [2] that are told right by chances [V] to be on the pattern, over SHARE, which is best for
+    their mean. label [V]: of 0 and 1, or itself chances, to get what these expect."""
+    on = chance > SHARE
+    return 100 * np.array([((1.0 - label) * ~on).sum() / (1.0 - label).sum(), (label * on).sum() / label.sum()])
+
+
+class LabelChain:
+    """Gibbs sampling of which nodes are on an unknown pattern, in B graphs at once; the communities' densities and the prior of
+    all sizes are known. adjacencies: [n, n] each. communities off: nodes outside the pattern are one class, of one density. label
+    [B, N, K] one-hot, pattern last; `start` labels [n] to start from, else they are drawn from the prior. Source: collapsed
+    sampling of stochastic block models, Nowicki and Snijders 2001."""
+
+    def __init__(self, adjacencies: Sequence[np.ndarray], rng: np.random.Generator, communities: bool = True,
+                 start: Sequence[np.ndarray] | None = None, sizes: tuple[int, int] = SIZE_RANGE):  # fmt: skip
+        b, n = len(adjacencies), max(map(len, adjacencies))
+        self.blocks, self.sizes, self.communities = COMMUNITIES + 1 if communities else 2, sizes, communities
+        none, edge = log_odds(EDGE_BETWEEN if communities else background_density(sizes))
+        self.count = torch.tensor([len(a) for a in adjacencies])
+        self.weight, self.label = torch.zeros(n, b, n), torch.zeros(b, n, self.blocks)  # of a pair: node, graph, other node
+        for i, a in enumerate(adjacencies):
+            self.weight[: len(a), i, : len(a)] = torch.from_numpy(np.where(a, edge, none) * ~np.eye(len(a), dtype=bool))
+            label = self.draw_labels(len(a), rng) if start is None else start[i]
+            self.label[i, torch.arange(len(a)), torch.from_numpy(label)] = 1.0
+        # Pairs of these classes carry the weight: different communities, or two nodes outside the pattern
+        self.joint = torch.ones(self.blocks, self.blocks) - torch.eye(self.blocks) * communities
+        self.joint[-1] = self.joint[:, -1] = 0.0
+        if not communities:  # log chance of a labelling with 0, 1, .. nodes on the pattern, for each graph
+            ways = lambda m: np.array([math.lgamma(m + 1) - math.lgamma(s + 1) - math.lgamma(m - s + 1) for s in range(m + 1)])  # noqa: E731
+            rows = [size_weights(len(a), sizes) - ways(len(a)) for a in adjacencies]
+            self.prior = torch.stack(
+                [torch.from_numpy(np.pad(r, (0, n + 1 - len(r)), constant_values=-np.inf)) for r in rows]
+            ).float()
+        self.generator, self.graphs = torch.Generator().manual_seed(int(rng.integers(2**62))), torch.arange(b)
+
+    def draw_labels(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Sizes that add up to n, at random, and nodes in any order."""
+        while (size := rng.integers(*self.sizes, size=COMMUNITIES + 1)).sum() != n:
+            pass
+        label = rng.permutation(np.repeat(np.arange(COMMUNITIES + 1), size))
+        return label if self.communities else (label == COMMUNITIES).astype(int)
+
+    def size_prior(self, rest: Tensor, own: Tensor) -> Tensor:
+        """log prior, but for a constant, if a node joins a class whose others number `rest` [B, K]; own: its class, one-hot."""
+        if not self.communities:
+            hidden = rest[:, -1:].long()
+            return self.prior.gather(1, torch.cat([hidden, hidden + 1], 1).clamp(max=self.prior.shape[1] - 1))
+        allowed = (rest < self.sizes[1] - 1) & (((rest * own).sum(1, keepdim=True) >= self.sizes[0]) | (own > 0))
+        return (rest + 1).log().masked_fill(~allowed, -math.inf)
+
+    def sweep(self) -> Tensor:
+        """Draw every node's label once, given all others; then as many swaps as half the nodes, of two nodes each. Returns the
+        chances [B, N] with which the pattern was drawn, which average to the posterior with less noise than labels."""
+        size, chances = self.label.sum(1), torch.zeros(self.label.shape[:2])
+        for i in range(len(self.weight)):
+            own = self.label[:, i].clone()
+            rest = size - own
+            logits = torch.bmm(self.weight[i][:, None], self.label)[:, 0] @ self.joint + self.size_prior(rest, own)
+            real = (i < self.count)[:, None]
+            chance = torch.softmax(torch.where(real, logits, 0.0), 1)
+            noise = torch.empty_like(chance).exponential_(generator=self.generator)
+            drawn = F.one_hot((chance / noise).argmax(1), self.blocks) * real
+            self.label[:, i], size, chances[:, i] = drawn, rest + drawn, chance[:, -1]
+        for _ in range(len(self.weight) // 2):
+            self.swap()
+        return chances
+
+    def swap(self) -> None:
+        """Propose that two random nodes of each graph exchange labels; sizes stay. Metropolis's rule."""
+        rows = self.graphs
+        i, j = ((torch.rand(len(rows), generator=self.generator) * self.count).long() for _ in range(2))
+        one, two, between = self.label[rows, i], self.label[rows, j], self.weight[i, rows, j][:, None]
+        field = [torch.bmm(self.weight[k, rows][:, None], self.label)[:, 0] - between * other for k, other in ((i, two), (j, one))]
+        gain = ((field[0] - field[1]) @ self.joint * (two - one)).sum(1)
+        accept = (torch.rand(len(rows), generator=self.generator).log() < gain)[:, None]
+        self.label[rows, i], self.label[rows, j] = torch.where(accept, two, one), torch.where(accept, one, two)
+
+
+def true_labels(graph: Graph, rng: np.random.Generator, communities: bool = True) -> np.ndarray:
+    """Labels [n] for `LabelChain` to start from, right about the pattern; which community a node is in is not kept, and drawn."""
+    outside = int((graph.label == 0).sum())
+    while communities and (size := rng.integers(*SIZE_RANGE, size=COMMUNITIES)).sum() != outside:
+        pass
+    blocks = rng.permutation(np.repeat(np.arange(COMMUNITIES), size)) if communities else np.zeros(outside, int)
+    label = np.full(len(graph.label), COMMUNITIES if communities else 1)
+    label[graph.label == 0] = blocks
+    return label
+
+
+def unknown_pattern(adjacencies: Sequence[np.ndarray], rng: np.random.Generator, sweeps: int, at_once: int = 250,
+                    start: Sequence[np.ndarray] | None = None, **options) -> list[np.ndarray]:  # fmt: skip
+    """Each node's chance [n] to be on a pattern of which only the generator is known, from one chain of `LabelChain` a graph; its
+    first fifth is left out. Graphs of like size run together."""
+    order, found = np.argsort([len(a) for a in adjacencies], kind="stable"), {}
+    for part in np.split(order, range(at_once, len(order), at_once)):
+        chain = LabelChain([adjacencies[i] for i in part], rng, start=start and [start[i] for i in part], **options)
+        kept = [chain.sweep() for _ in range(sweeps)][sweeps // 5 :]
+        found |= {i: row[: len(adjacencies[i])].double().numpy() for i, row in zip(part, torch.stack(kept).mean(0), strict=True)}
+    return [found[i] for i in range(len(adjacencies))]
+
+
+class BitRows(NamedTuple):
+    """A graph as bit sets of nodes, 64 to a word. rows [2, n, W]: each node's non-neighbours and neighbours; symbols [3, W]: the
+    nodes of each feature."""
+
+    rows: np.ndarray
+    symbols: np.ndarray
+
+
+def bit_rows(adjacency: np.ndarray, feature: np.ndarray) -> BitRows:
+    """adjacency [n, n] bool, feature [n]."""
+    n = len(adjacency)
+    pad = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % 64)])  # noqa: E731
+    pack = lambda x: np.packbits(pad(x), axis=-1, bitorder="little").view(np.uint64)  # noqa: E731
+    return BitRows(
+        pack(np.stack([~adjacency & ~np.eye(n, dtype=bool), adjacency])), pack(np.arange(PATTERN_SYMBOLS)[:, None] == feature)
+    )
+
+
+def nodes_in(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row and node of every bit that is set, sets [M, W]."""
+    return np.nonzero(np.unpackbits(np.ascontiguousarray(sets).view(np.uint8), axis=1, bitorder="little"))
+
+
+def search_order(pattern: Pattern) -> list[int]:
+    """The order in which to look for a pattern's nodes that should leave the fewest partial matches by chance: each next node is
+    the least likely one to be met outside, from the best first node."""
+    weight = np.log(np.where(pattern.adjacency, background_density(), 1 - background_density()))
+    best = (math.inf, [])
+    for first in range(len(weight)):
+        order, chance, fits, partial = [first], weight[first].copy(), 0.0, 0.0
+        while len(order) < len(weight):
+            chance[order] = math.inf
+            order.append(int(chance.argmin()))
+            fits += chance[order[-1]] + math.log(np.mean(SIZE_RANGE) * (COMMUNITIES + 1) / PATTERN_SYMBOLS)
+            partial += math.exp(fits)
+            chance += weight[order[-1]]
+        best = min(best, (partial, order))
+    return best[1]
+
+
+def embeddings(pattern: Pattern, order: Sequence[int], graph: BitRows, look_ahead: int = 4) -> np.ndarray:
+    """All places of a pattern in a graph, as an induced subgraph with its features: [M, P], the graph's node for each of the
+    pattern's. A join a node, in `order`; from `look_ahead` nodes on, partial matches that leave some node no place are dropped."""
+
+    def places(partial: np.ndarray, node: int) -> np.ndarray:
+        """Where `node` fits to partial matches [M, d]: bit sets [M, W]."""
+        fit = np.repeat(graph.symbols[pattern.feature[node]][None], len(partial), 0)
+        for column, other in zip(partial.T, order, strict=False):
+            fit &= graph.rows[int(pattern.adjacency[node, other])][column]
+        return fit
+
+    partial = nodes_in(graph.symbols[pattern.feature[order[0]]][None])[1][:, None].astype(np.int32)
+    for depth in range(1, len(order)):
+        for node in order[depth + 1 :] if depth >= look_ahead else ():
+            partial = partial[places(partial, node).any(1)]
+            if not len(partial):
+                return np.empty((0, len(order)), np.int32)
+        row, node = nodes_in(places(partial, order[depth]))
+        partial = np.concatenate([partial[row], node[:, None].astype(np.int32)], 1)
+    return partial[:, np.argsort(order)]
+
+
+SURE = 14  # nodes: a pattern so large is met by chance in less than one graph of 10,000
+
+
+def known_patterns(graph: Graph, patterns: Sequence[Pattern], orders: Sequence[Sequence[int]],
+                   chance: np.ndarray) -> tuple[np.ndarray, dict[int, int]]:  # fmt: skip
+    """Each node's chance [n] to be on the pattern, if that is one of `patterns` (with their `search_order`s), and how often each of
+    those was met: the posterior over all their places, by how likely they make the edges around them if outside the pattern there
+    is one density. Large patterns come first, those most like `chance` [n], a first guess; with one that is SURE the search ends.
+    The first guess is returned where none is met."""
+    adjacency, n = graph.adjacency(), len(graph.feature)
+    count = lambda feature, weights=None: np.bincount(feature, weights, PATTERN_SYMBOLS)  # noqa: E731
+    guess, bits, degree = count(graph.feature, chance), bit_rows(adjacency, graph.feature), adjacency.sum(1)
+    unlike = [(len(p.feature) < SURE, ((count(p.feature) - guess) ** 2).sum()) for p in patterns]
+    places, logs, met = [], [], {}
+    (none, edge), sizes = log_odds(background_density()), size_weights(n)
+    for k in sorted(range(len(patterns)), key=unlike.__getitem__):
+        found, size = embeddings(patterns[k], orders[k], bits), len(patterns[k].feature)
+        if not len(found):
+            continue
+        inside = patterns[k].adjacency.sum() // 2
+        pairs, edges = size * (n - size) + math.comb(size, 2), degree[found].sum(1) - inside  # that touch the place
+        ways = math.lgamma(n + 1) - math.lgamma(n - size + 1)
+        log = sizes[size] + size * math.log(PATTERN_SYMBOLS) + math.comb(size, 2) * math.log(2) - ways
+        places.append(found)
+        logs.append(log - none * (pairs - edges) - edge * edges)
+        met[k] = len(found)
+        if size >= SURE:
+            break
+    if not places or not np.isfinite(top := max(log.max() for log in logs)):
+        return chance, met
+    weights = [np.exp(log - top) for log in logs]
+    total = sum(weight.sum() for weight in weights)
+    one = lambda place, weight: np.bincount(place.ravel(), np.repeat(weight, place.shape[1]), n)  # noqa: E731
+    return sum(map(one, places, weights)) / total, met

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_no_name_of_core_is_given_twice():
 
 def test_core_stays_small():
     lines = SOURCE.splitlines()
-    assert len(lines) <= 4400
+    assert len(lines) <= 4700
     banners = [i for i, line in enumerate(lines) if line.startswith("# %%")] + [len(lines)]
     assert max(np.diff(banners)) <= 300
     for node in ast.walk(ast.parse(SOURCE)):
@@ -3158,3 +3159,202 @@ def test_questions_at_the_edge_of_what_can_be_are_drawn(changes):
     config = QUESTION | changes
     assert core.question_cell(config) == config
     assert core.QuestionData(config).draw(np.random.default_rng(0), 3, config["hops"]).count == 3
+
+
+# %% 23 PATTERN, solved
+
+
+def test_totals_of_blocks_and_sizes_of_the_pattern_are_counted_exactly():
+    sizes, blocks = (2, 5), [sum(s) for s in itertools.product(range(2, 5), repeat=3)]
+    np.testing.assert_allclose(core.total_chances(3, sizes)[: max(blocks) + 1], np.bincount(blocks) / len(blocks), atol=1e-15)
+    draws = Counter((sum(s), s[-1]) for s in itertools.product(range(2, 4), repeat=core.COMMUNITIES + 1))
+    weights = np.exp(core.size_weights(14, (2, 4)))
+    assert weights == pytest.approx([draws[14, s] / 2 ** (core.COMMUNITIES + 1) for s in range(15)])
+
+
+def test_the_density_outside_the_pattern_is_that_of_drawn_graphs():
+    inside = pairs = 0
+    for graph in core.PatternData(3, fresh=True)[:400]:
+        out = graph.label == 0
+        inside += graph.adjacency()[np.ix_(out, out)].sum()
+        pairs += out.sum() * (out.sum() - 1)
+    assert abs(inside / pairs - core.background_density()) < 0.002
+
+
+def log_likelihood(adjacency, on, density):
+    """Of edges, if pairs outside the pattern have this density and all others one half."""
+    first, second = np.triu_indices(len(adjacency), 1)
+    chance = np.where(on[first] | on[second], 0.5, density)
+    return np.log(np.where(adjacency[first, second], chance, 1 - chance)).sum()
+
+
+@pytest.mark.parametrize("communities", [True, False])
+def test_a_label_chain_samples_the_exact_posterior(communities):
+    """Two graphs of unlike size, so small that all labellings can be listed."""
+    rng, sizes, exact = np.random.default_rng(0), (1, 3), []
+    blocks = core.COMMUNITIES + 1
+    adjacencies = [np.triu(rng.random((n, n)) < 0.5, 1) for n in (7, 6)]
+    adjacencies = [a | a.T for a in adjacencies]
+    for a in adjacencies:
+        n, total = len(a), 0.0
+        chance, (first, second) = np.zeros(n), np.triu_indices(len(a), 1)
+        for z in map(np.array, itertools.product(range(blocks), repeat=n)):
+            size = np.bincount(z, minlength=blocks)
+            if size.min() < sizes[0] or size.max() >= sizes[1]:
+                continue
+            prior = np.prod([math.factorial(s) for s in size])
+            if communities:
+                pattern = (z[first] == blocks - 1) | (z[second] == blocks - 1)
+                density = np.where(pattern | (z[first] == z[second]), 0.5, core.EDGE_BETWEEN)
+                likelihood = np.where(a[first, second], density, 1 - density).prod()
+            else:
+                likelihood = math.exp(log_likelihood(a, z == blocks - 1, core.background_density(sizes)))
+            total += prior * likelihood
+            chance += prior * likelihood * (z == blocks - 1)
+        exact.append(chance / total)
+    repeated = [a for a in adjacencies for _ in range(200)]
+    found = core.unknown_pattern(repeated, rng, 60, communities=communities, sizes=sizes)
+    for i, chance in enumerate(exact):
+        mean = np.mean(found[200 * i : 200 * i + 200], 0)
+        error = np.std(found[200 * i : 200 * i + 200], 0) / np.sqrt(200)
+        assert chance.max() > 1.3 * chance.min()
+        assert (abs(mean - chance) < 4.5 * error + 1e-4).all(), (mean, chance, error)
+
+
+def test_a_swap_keeps_sizes_and_a_sweep_their_limits():
+    rng = np.random.default_rng(1)
+    graphs = [core.PatternData(5, fresh=True)[i] for i in range(6)]
+    chain = core.LabelChain([graph.adjacency() for graph in graphs], rng)
+    before, sizes = chain.label.clone(), chain.label.sum(1)
+    for _ in range(50):
+        chain.swap()
+    assert torch.equal(chain.label.sum(1), sizes) and not torch.equal(chain.label, before)
+    for _ in range(3):
+        chain.sweep()
+        assert chain.label.sum(1).min() >= core.SIZE_RANGE[0] and chain.label.sum(1).max() < core.SIZE_RANGE[1]
+    assert not torch.equal(chain.label.sum(1), sizes)
+    for i, graph in enumerate(graphs):
+        n = len(graph.label)
+        assert (chain.label[i, :n].sum(1) == 1).all() and not chain.label[i, n:].any()
+
+
+@pytest.mark.parametrize("communities", [True, False])
+def test_true_labels_are_right_about_the_pattern(communities):
+    graph = core.PatternData(2)[7]
+    label = core.true_labels(graph, np.random.default_rng(0), communities)
+    assert ((label == label.max()) == (graph.label == 1)).all()
+    outside = np.bincount(label[graph.label == 0])
+    assert len(outside) == (core.COMMUNITIES if communities else 1)
+    assert not communities or (outside.min() >= core.SIZE_RANGE[0] and outside.max() < core.SIZE_RANGE[1])
+
+
+def test_one_round_of_mean_field_follows_the_degree_and_rounds_add_what_neighbours_tell():
+    graph = core.PatternData(1)[3]
+    a, n = graph.adjacency(), len(graph.label)
+    chance = core.mean_field(a, 1)
+    order = a.sum(1).argsort(kind="stable")
+    assert (np.diff(chance[order]) > -1e-12).all() and chance.std() > 0.1
+    share = (np.exp(core.size_weights(n)) * np.arange(n + 1)).sum() / np.exp(core.size_weights(n)).sum() / n
+    none, edge = core.log_odds(core.background_density())
+    for i in range(n):  # one node's second round, pair by pair
+        logit = math.log(share / (1 - share))
+        for j in range(n):
+            logit -= (1 - chance[j]) * (edge if a[i, j] else none) * (i != j)
+        assert core.mean_field(a, 2)[i] == pytest.approx(1 / (1 + math.exp(-logit)))
+    assert core.mean_field(np.zeros((3, 3), bool), 1) == pytest.approx(core.mean_field(np.zeros((3, 3), bool), 1)[0])
+
+
+def places_by_hand(pattern, adjacency, feature):
+    """All induced places of a pattern, node by node."""
+    found = [()]
+    for u, symbol in enumerate(pattern.feature):
+        more = [(place, x) for place in found for x in np.flatnonzero(feature == symbol) if x not in place]
+        found = [(*place, x) for place, x in more if all(adjacency[x, y] == pattern.adjacency[u, v] for v, y in enumerate(place))]
+    return found
+
+
+@pytest.mark.parametrize(("n", "size"), [(12, 5), (40, 6), (70, 4), (130, 3), (30, 1)])
+def test_embeddings_are_all_induced_places(n, size):
+    rng = np.random.default_rng(n)
+    a = np.triu(rng.random((n, n)) < 0.5, 1)
+    a, feature = a | a.T, rng.integers(core.PATTERN_SYMBOLS, size=n, dtype=np.uint8)
+    where = rng.permutation(n)[:size]
+    pattern = core.Pattern(a[np.ix_(where, where)], feature[where])
+    order, bits = core.search_order(pattern), core.bit_rows(a, feature)
+    assert sorted(order) == [*range(size)]
+    expected = set(places_by_hand(pattern, a, feature))
+    assert tuple(where) in expected
+    for look_ahead in (1, 4, 99):
+        for some in (order, range(size)):
+            found = core.embeddings(pattern, some, bits, look_ahead)
+            assert len(found) == len(expected) and set(map(tuple, found.tolist())) == expected
+    other = core.Pattern(pattern.adjacency, (pattern.feature + 1) % core.PATTERN_SYMBOLS)
+    assert set(map(tuple, core.embeddings(other, order, bits).tolist())) == set(places_by_hand(other, a, feature))
+
+
+def test_known_patterns_are_weighed_by_how_likely_they_make_the_graph():
+    graph = min((g for g in core.PatternData(0, fresh=True)[:200] if g.label.sum() < 8), key=lambda g: len(g.label))
+    on, rng = graph.label == 1, np.random.default_rng(0)
+    a, n = graph.adjacency(), len(graph.label)
+    own = core.Pattern(a[np.ix_(on, on)], graph.feature[on])
+    patterns = [own]
+    while len(patterns) < 4:
+        pattern = core.draw_pattern(rng)
+        patterns += [pattern] * (6 <= len(pattern.feature) <= 7)
+    orders, guess = [core.search_order(p) for p in patterns], core.mean_field(a, 3)
+    chance, met = core.known_patterns(graph, patterns, orders, guess)
+    logs, rows = [], []
+    for k, pattern in enumerate(patterns):
+        size, places = len(pattern.feature), places_by_hand(pattern, a, graph.feature)
+        assert met.get(k, 0) == len(places)
+        for place in places:
+            on = np.isin(np.arange(n), place)
+            inside = -math.comb(size, 2) * math.log(0.5) + size * math.log(3)  # edges and symbols on the pattern are given
+            ways = math.lgamma(n + 1) - math.lgamma(n - size + 1)
+            prior = core.total_chances(core.COMMUNITIES)[n - size]
+            logs.append(log_likelihood(a, on, core.background_density()) + inside - ways + math.log(prior))
+            rows.append(on)
+    weight = np.exp(np.array(logs) - max(logs))
+    assert len(logs) > 5
+    np.testing.assert_allclose(chance, weight @ np.array(rows) / weight.sum(), rtol=1e-6, atol=1e-9)
+    nothing = core.Pattern(~np.eye(30, dtype=bool), np.zeros(30, np.uint8))
+    assert core.known_patterns(graph, [nothing], [core.search_order(nothing)], guess)[0] is guess
+
+
+def test_a_large_known_pattern_ends_the_search():
+    data = core.PatternData(0, "test")
+    graph = next(graph for graph in data[:: data.per_pattern] if graph.label.sum() >= core.SURE)
+    patterns = [core.known_pattern(0, k) for k in range(core.KNOWN_PATTERNS)]
+    guess = core.mean_field(graph.adjacency(), 3)
+    chance, met = core.known_patterns(graph, patterns, [core.search_order(p) for p in patterns], guess)
+    np.testing.assert_allclose(chance, graph.label)
+    assert met == {graph.pattern: met[graph.pattern]}
+
+
+def test_chance_recalls_pool_nodes_and_expect_themselves():
+    chance, label = np.array([0.9, 0.1, 0.3, 0.05]), np.array([1, 0, 0, 1])
+    assert core.chance_recalls(chance, label).tolist() == [50.0, 50.0]
+    assert core.chance_recalls(chance, chance) == pytest.approx([100 * 1.85 / 2.65, 100 * 1.2 / 1.35])
+
+
+def test_a_long_trial_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    calls, path = [], tmp_path / "trial.checkpoint"
+    monkeypatch.setattr(core.Runtime, "checkpoint", path)
+    monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
+
+    def part(i):
+        calls.append(i)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return np.arange(i + 1) / 3
+
+    with pytest.raises(KeyboardInterrupt):
+        core.resumed(part, 6)
+    rows = core.resumed(part, 6)
+    assert calls == [0, 1, 2, 3, 3, 4, 5]
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(row, np.arange(i + 1) / 3)
+    for content in (path.read_bytes()[:-40], b"", b"hostile"):
+        path.write_bytes(content)
+        with pytest.raises(core.UsageError, match="not a checkpoint"):
+            core.resumed(part, 6)

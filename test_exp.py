@@ -122,6 +122,10 @@ EFFECTS = {
     "exp_masked_entities": {k: v for k, v in QUESTION_EFFECTS.items() if k != "curriculum"} | {
         "masked": ("none", {}), "masked_share": (0.5, {"masked": "random"}), "pretraining": (11, {}), "labels": ((5,), {}),
     },
+    "exp_pattern_limit": {
+        "knowledge": ("two-class", {}), "rounds": (2, {"knowledge": "mean-field"}), "graphs": (3, {}), "sweeps": (6, {}),
+    },
+    "exp_pattern_templates": {"patterns": ("shared", {}), "train_graphs": (3, {}), "test_graphs": (3, {}), "sweeps": (40, {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {
