@@ -353,6 +353,67 @@ def known_pattern(seed: int, number: int) -> Pattern:
     return draw_pattern(stream(seed, "patterns", number))
 
 
+def load_graphs(source: str) -> tuple[dict[str, list[Graph]], str]:
+    """The splits of a file of PATTERN graphs as torch_geometric's GNNBenchmarkDataset stores them raw (PATTERN_v2.pt), and its
+    sha256: three lists, of train, val and test, of dicts with x [n, 3], one-hot, edge_index [2, E], both ways, and y [n]. Raises
+    UsageError naming the graph that is of another form. Nothing pickled is run."""
+
+    def graph(row: dict) -> Graph:
+        x, edges, label = (np.asarray(row[key]) for key in ("x", "edge_index", "y"))
+        n, label = len(x), label.reshape(-1)
+        if x.shape != (n, PATTERN_SYMBOLS) or not ((x == 0) | (x == 1)).all() or not (x.sum(1) == 1).all():
+            raise ValueError(f"x is not one-hot [n, {PATTERN_SYMBOLS}]")
+        if label.shape != (n,) or not np.isin(label, (0, 1)).all():
+            raise ValueError("y is not a class 0 or 1 for each node")
+        if (
+            edges.ndim != 2
+            or len(edges) != 2
+            or edges.dtype.kind != "i"
+            or (edges.size and not 0 <= edges.min() <= edges.max() < n)
+        ):
+            raise ValueError("edge_index is not [2, E] of its nodes' numbers")
+        dense = np.zeros((n, n), dtype=bool)
+        dense[tuple(edges)] = True
+        if (dense != dense.T).any() or dense.diagonal().any():
+            raise ValueError("an edge goes one way only, or from a node to itself")
+        return Graph(
+            np.packbits(dense[upper_triangle(n)]), x.argmax(1).astype(np.uint8), label.astype(np.uint8), -1, np.full(n, -1)
+        )
+
+    try:
+        content = Path(source).read_bytes()
+        parts = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise UsageError(f"--data {source}: cannot be read ({error.strerror}); name a .pt file") from None
+    except Exception as error:  # torch raises many kinds for a foreign, cut or hostile file
+        raise UsageError(f"--data {source}: not a file of tensors ({type(error).__name__}); see the README for the form") from None
+    if (
+        not isinstance(parts, list | tuple)
+        or len(parts) != len(GRAPHS_PER_PATTERN)
+        or not all(isinstance(p, list | tuple) for p in parts)
+    ):
+        raise UsageError(f"--data {source}: not three lists of graphs, of train, val and test; see the README for the form")
+    splits = {}
+    for split, rows in zip(GRAPHS_PER_PATTERN, parts, strict=True):
+        splits[split] = []
+        for i, row in enumerate(rows):
+            try:
+                splits[split].append(graph(row))
+            except (KeyError, ValueError, TypeError, IndexError, RuntimeError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else error
+                raise UsageError(f"--data {source}: graph {i} of {split}: {reason}; see the README for the form") from None
+    return splits, hashlib.sha256(content).hexdigest()[:16]
+
+
+def benchmark_graphs(source: str, seed: int, split: str, count: int) -> list[Graph]:
+    """`count` graphs of a split, shuffled by the seed: of the seed's own benchmark, if source is "generated", or of a file. Raises
+    UsageError if there are fewer."""
+    graphs = PatternData(seed, split) if source == "generated" else load_graphs(source)[0][split]
+    if count > len(graphs):
+        raise UsageError(f"--{split}-graphs {count}: the {split} split has {len(graphs)}")
+    return [graphs[int(i)] for i in stream(seed, "order").permutation(len(graphs))[:count]]
+
+
 class GraphBatch:
     """B graphs as one input: real nodes packed [V, ...], mixing matrices padded [B, N, N]. adjacency [B, N, N] float; nodes [B, N]
     bool, True on real nodes; slot [V] position of a packed node in the flat [B * N]; feature, label [V] int64; degree, size [V]
@@ -1499,6 +1560,48 @@ def score(logits: Tensor, label: Tensor, curves: dict[str, list[Tensor]]) -> Non
     curves["margin"].append(torch.stack([margin.mean(), margin.std()]))
     curves["recall"].append(class_recalls(confusion(logits, label)).masked_fill(diverged, math.nan))
     curves["auc"].append(ranking_accuracy(logits, label).masked_fill(diverged, math.nan))
+
+
+def plateau_rate(lr: float, scores: Sequence[float], patience: int) -> float:
+    """The learning rate behind epochs with these scores: halved whenever more than `patience` in a row were no better."""
+    best, waited = -math.inf, 0
+    for score in scores:
+        best, waited = (score, 0) if score > best else (best, waited + 1)
+        if waited > patience:
+            lr, waited = lr / 2, 0
+    return lr
+
+
+def train_until_no_better(config: dict, seed: int, model: nn.Module, graphs: Sequence[Graph], validate: Callable) -> dict:
+    """Train a model in place on the class-weighted loss with Adam at `plateau_rate`, until that falls below config["least_lr"] or
+    for config["epochs"]; each epoch batches the graphs anew. It ends with the weights that validate(model) -> float found best.
+    Returns `loss_curve` and `val_curve`, by epoch. The state lies in Runtime.checkpoint after every epoch; a trial that was killed
+    goes on from there, with bit-identical results."""
+    both = nn.ModuleDict({"now": model, "best": copy.deepcopy(model)})
+    optimizer, log = torch.optim.Adam(model.parameters(), lr=config["lr"], fused=True), GradientLog(model)
+    curves: dict[str, list[Tensor]] = {"loss_curve": [], "val_curve": []}
+    epoch, size = restore(both, optimizer, log, curves), config["batch"]
+    while epoch < config["epochs"]:
+        lr, losses = plateau_rate(config["lr"], curves["val_curve"], config["patience"]), []
+        if lr < config["least_lr"]:
+            break
+        optimizer.param_groups[0]["lr"] = lr
+        model.train()
+        order = stream(seed, "order", epoch).permutation(len(graphs))
+        for part in np.split(order, range(size, len(order), size)):
+            batch = GraphBatch([graphs[i] for i in part], Runtime.device)
+            losses.append(training_step(model, batch, optimizer, log, config["clip"])[1])
+        for rows in log.rows.values():
+            rows.clear()
+        curves["loss_curve"].append(torch.stack(losses).mean())
+        curves["val_curve"].append(torch.tensor(validate(model), dtype=torch.float64))
+        if curves["val_curve"][-1] >= max(curves["val_curve"]):
+            both["best"].load_state_dict(model.state_dict())
+        epoch += 1
+        if Runtime.checkpoint:
+            save_checkpoint(both, optimizer, log, curves, epoch)
+    model.load_state_dict(both["best"].state_dict())
+    return {name: torch.stack(rows).cpu().numpy() for name, rows in curves.items()}
 
 
 def save_checkpoint(model: nn.Module, optimizer: torch.optim.Optimizer, log: GradientLog, curves: dict, epoch: int) -> None:
@@ -4550,6 +4653,27 @@ def unknown_pattern(adjacencies: Sequence[np.ndarray], rng: np.random.Generator,
         kept = [chain.sweep() for _ in range(sweeps)][sweeps // 5 :]
         found |= {i: row[: len(adjacencies[i])].double().numpy() for i, row in zip(part, torch.stack(kept).mean(0), strict=True)}
     return [found[i] for i in range(len(adjacencies))]
+
+
+def kept_posterior(graphs: Sequence[Graph], seed: int, sweeps: int) -> list[np.ndarray]:
+    """`unknown_pattern` of graphs, the mean of two chains: each node's chance [n], the best that anyone can know. It lies in runs/
+    for the next one who asks for the same graphs."""
+    made_by = (
+        EDGE_INSIDE,
+        EDGE_BETWEEN,
+        *map(inspect.getsource, (total_chances, size_weights, LabelChain, unknown_pattern, kept_posterior)),
+    )
+    digest = hashlib.sha256(repr((seed, sweeps, made_by)).encode())
+    for graph in graphs:
+        digest.update(graph.edges.tobytes() + b"-")
+
+    def make() -> dict[str, np.ndarray]:
+        adjacencies = [graph.adjacency() for graph in graphs]
+        chains = [unknown_pattern(adjacencies, stream(seed, "init", i), sweeps) for i in range(2)]
+        return {"chance": np.mean([np.concatenate(chain) for chain in chains], 0)}
+
+    sizes = [len(graph.feature) for graph in graphs]
+    return np.split(keep_arrays(f"posterior-{digest.hexdigest()[:16]}", make)["chance"], np.cumsum(sizes)[:-1])
 
 
 class BitRows(NamedTuple):

