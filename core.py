@@ -3873,6 +3873,13 @@ def keep_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
 # %% 20 Graph attention
 
 
+def node_order(nodes: Tensor, count: int) -> Tensor:
+    """The stable order of node numbers below `count`; NumPy sorts 16 bits by radix, 17 times as fast as torch does."""
+    if nodes.device.type == "cpu" and count <= 1 << 16:
+        return torch.from_numpy(nodes.numpy().astype(np.uint16).argsort(kind="stable"))
+    return nodes.argsort(stable=True)
+
+
 @dataclass
 class Edges:
     """An edge list source -> target over V nodes, sorted by target, with its transpose. kind [V] int64: of nodes. type [E]: kind of
@@ -3883,9 +3890,9 @@ class Edges:
     kind: Tensor
 
     def __post_init__(self):
-        order, nodes = self.target.argsort(stable=True), torch.arange(len(self.kind) + 1, device=self.kind.device)
+        order, nodes = node_order(self.target, len(self.kind)), torch.arange(len(self.kind) + 1, device=self.kind.device)
         self.source, self.target = self.source[order], self.target[order]
-        self.by_source = self.source.argsort(stable=True)
+        self.by_source = node_order(self.source, len(self.kind))
         self.source_sorted, self.target_by_source = self.source[self.by_source], self.target[self.by_source]
         self.offsets, self.source_offsets = (torch.searchsorted(x, nodes) for x in (self.target, self.source_sorted))
         self.type = self.kind[self.target] * len(KINDS) + self.kind[self.source]
@@ -4052,10 +4059,10 @@ class KindLinear(nn.Module):
         self.parts = nn.ModuleList(Linear(before, after) for _ in KINDS)
 
     def forward(self, x: Tensor, kind: Tensor) -> Tensor:
-        order = kind.argsort(stable=True)
+        order = node_order(kind, len(KINDS))
         rows = x.index_select(0, order).split(torch.bincount(kind, minlength=len(KINDS)).tolist())
         out = torch.cat([part(some) for part, some in zip(self.parts, rows, strict=True) if len(some)])
-        return out.index_select(0, order.argsort())
+        return out.index_select(0, torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device)))
 
 
 class SharedLinear(Linear):

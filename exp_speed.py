@@ -13,11 +13,13 @@ Cost        about 10 min with --jobs 1, as recorded. The peer, where installed: 
 """
 
 import copy
+import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,10 +29,10 @@ from torch import nn
 import core
 from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
-TIMED, LOADS = ("gin", "mixing", "stacks", "log", "harness", "ranks"), ("training", "nothing")
+TIMED = ("gin", "mixing", "stacks", "log", "harness", "ranks")
 SIZES = ("layers", "dim", "graphs")
 FLAGS = [
-    Flag("part", one_of(*TIMED, *LOADS), TIMED, "what is timed; training, nothing: what ranks and harness run"),
+    Flag("part", one_of(*TIMED, "training"), TIMED, "what is timed; training: what the ranks run"),
     *(flag for flag in core.OVERFIT_FLAGS if flag.key in SIZES),
     Flag("trials", at_least(1), (12,), "of nothing, for the harness; of training, for the ranks"),
     Flag("rounds", at_least(1), (15,), "timed rounds, behind two that are not"),
@@ -160,25 +162,31 @@ def log(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, float]:
     return {"time_log": seconds["on"] / seconds["off"]}
 
 
-def seconds_of(command: list[str], *flags: object) -> float:
-    """Of a run of this script in folders of its own, with start-up."""
+def harness(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, float]:
+    """What a trial costs beside its own work, most of all its record."""
+    nothing = core.Experiment(__file__, __doc__, [], lambda config, seed: {}, [], list, str, [], {})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "0-0.npz"
+        once = lambda: core.run_together(nothing, [core.Trial(config, seed, path)])  # noqa: E731
+        own = core.Runtime.checkpoint
+        seconds = core.interleaved_medians({"once": once}, config["trials"])["once"]
+        core.Runtime.checkpoint = own
+    return {"time_harness_ms": 1000 * seconds}
+
+
+def seconds_on(processes: int, config: dict) -> float:
+    """Of training trials under torchrun, with start-up, in folders of their own."""
     with tempfile.TemporaryDirectory() as folder:
         where = ["--no-log", "--runs", f"{folder}/runs", "--plots", f"{folder}/plots", "--logbook", f"{folder}/logbook.md"]
+        work = ["--part", "training", "--seeds", config["trials"], *(x for key in SIZES for x in (f"--{key}", config[key]))]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", __file__]
         start = time.perf_counter()
-        subprocess.run([sys.executable, *command, __file__, *map(str, flags), *where], check=True, capture_output=True)
+        subprocess.run([*torchrun, *map(str, work), *where], check=True, capture_output=True)
         return time.perf_counter() - start
 
 
-def harness(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, float]:
-    """What a trial costs beside its own work, most of all its record."""
-    few, many = (seconds_of([], "--part", "nothing", "--jobs", 1, "--seeds", n) for n in (1, 1 + config["trials"]))
-    return {"time_harness_ms": 1000 * (many - few) / config["trials"]}
-
-
 def ranks(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, float]:
-    work = ["--part", "training", "--seeds", config["trials"], *(x for key in SIZES for x in (f"--{key}", config[key]))]
-    one, two = (seconds_of(["-m", "torch.distributed.run", f"--nproc-per-node={n}"], *work) for n in (1, 2))
-    return {"time_ranks": one / two}
+    return {"time_ranks": seconds_on(1, config) / seconds_on(2, config)}
 
 
 def training(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, float]:
@@ -188,18 +196,18 @@ def training(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, flo
 
 def trial(config: dict, seed: int) -> dict:
     graphs = core.PatternData(seed).first(config["graphs"], "shuffled") if "graphs" in config else []
-    return dict.fromkeys(METRICS, np.nan) | PARTS[config["part"]](config, seed, graphs)
+    work = math.prod(value for value in config.values() if isinstance(value, int))
+    return dict.fromkeys(METRICS, np.nan) | {"work": work} | PARTS[config["part"]](config, seed, graphs)
 
 
 def cell(config: dict) -> dict:
     if config["dim"] % HEADS:
         raise core.UsageError(f"--dim {config['dim']}: {HEADS} heads do not divide it; choose a multiple")
-    read = {"harness": ("trials",), "nothing": (), "training": SIZES, "ranks": (*SIZES, "trials")}
+    read = {"harness": ("trials",), "training": SIZES, "ranks": (*SIZES, "trials")}
     return {key: config[key] for key in ("part", *read.get(config["part"], (*SIZES, "rounds")))}
 
 
-PARTS = dict(zip(TIMED, (gin, mixing, stacks, log, harness, ranks), strict=True))
-PARTS |= {"training": training, "nothing": lambda config, seed, graphs: {}}
+PARTS = dict(zip((*TIMED, "training"), (gin, mixing, stacks, log, harness, ranks, training), strict=True))
 
 
 RATIOS = {  # what is timed: the part, what is claimed, and between which ratios it lies
@@ -232,7 +240,14 @@ def figures(run: core.Run) -> list[core.Figure]:
     return [core.dots_figure(rows, "ratios", headline(run), "ratio of times", "log", {"equal": 1.0})]
 
 
-SMOKE = {"part": ("gin", "mixing", "stacks", "log", "training"), "layers": (1,), "dim": (8,), "graphs": (2,), "rounds": (1,)}
+SMOKE = {
+    "part": ("gin", "mixing", "stacks", "log", "training"),
+    "layers": (1,),
+    "dim": (8,),
+    "graphs": (2,),
+    "rounds": (1,),
+    "trials": (1,),
+}
 METRICS = [f"time_{name}" for name in RATIOS]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 

@@ -3161,6 +3161,14 @@ def test_questions_at_the_edge_of_what_can_be_are_drawn(changes):
     assert core.QuestionData(config).draw(np.random.default_rng(0), 3, config["hops"]).count == 3
 
 
+def test_the_order_of_nodes_is_the_stable_one_however_it_is_found():
+    rng = np.random.default_rng(0)
+    for count in (3, 1000, 1 << 16, (1 << 16) + 1):
+        nodes = torch.from_numpy(rng.integers(count, size=5000))
+        nodes[0] = count - 1
+        assert torch.equal(core.node_order(nodes, count), nodes.argsort(stable=True))
+
+
 # %% 23 PATTERN, solved
 
 
