@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -344,26 +345,53 @@ def run(words, **changes):
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def test_serial_helpers_and_torchrun_agree_to_the_bit(tmp_path):
-    serial = run(command(tmp_path / "serial", "--jobs", "1"))
-    assert serial.returncode == 0, serial.stderr
-    helped = run(command(tmp_path / "helped", "--jobs", "2"))
-    assert helped.returncode == 0, helped.stderr
-    apart = tmp_path / "apart.py"  # every rank has a disk of its own
-    apart.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {str(HERE)!r})\n"
-        "import exp_gating_stability\n"
-        "sys.exit(exp_gating_stability.main([*sys.argv[1:], '--runs', sys.argv[-1] + os.environ['RANK']]))\n"
-    )
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(apart)]
-    shared = run([*launcher, *command(tmp_path / "shared")[2:]])
-    assert shared.returncode == 0, shared.stderr
-    assert 0 < len(records(tmp_path / "shared" / "runs1")) < len(records(tmp_path / "shared" / "runs0"))
-    for folder in (tmp_path / "helped", tmp_path / "shared" / "runs0"):
-        assert_same_numbers(tmp_path / "serial", folder)
-    logbooks = [(tmp_path / name / "logbook.md").read_text() for name in ("serial", "helped", "shared")]
-    assert [text.count("\n## ") for text in logbooks] == [1, 1, 1]
+def agent(folder, port):
+    """torchrun's agent of one of two machines, with folders of its own and one process."""
+    launcher = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--monitor-interval=0.1", "--rdzv-backend=c10d"]
+    words = [sys.executable, *launcher, f"--rdzv-endpoint=localhost:{port}", *command(folder, "--epochs", "150")[1:]]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def two_agents(one, two):
+    """Both machines' agents; the first is the host of their rendezvous."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    agents, deadline = [agent(one, port)], time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if not probe.connect_ex(("localhost", port)):
+                break
+        time.sleep(0.02)
+    return [*agents, agent(two, port)]
+
+
+def test_serial_helpers_and_two_machines_agree_to_the_bit_though_one_is_killed(tmp_path):
+    serial, helped, (one, two) = tmp_path / "serial", tmp_path / "helped", (tmp_path / "one", tmp_path / "two")
+    for folder, jobs in ((serial, "1"), (helped, "2")):
+        done = run(command(folder, "--epochs", "150", "--jobs", jobs))
+        assert done.returncode == 0, done.stderr
+    agents, deadline = two_agents(one, two), time.monotonic() + 120
+    while not (records(one) and records(two)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children").read_text().split()
+    for process in (agents[1].pid, *map(int, workers)):
+        os.kill(process, signal.SIGKILL)
+    error = agents[0].communicate(timeout=120)[1]
+    agents[1].communicate()
+    assert agents[0].returncode == 1 and "a process of this run died" in error and not (one / "logbook.md").exists()
+    finished = {path: path.stat().st_mtime_ns for folder in (one, two) for path in records(folder).values()}
+    assert records(one) and records(two)
+
+    agents = two_agents(one, two)
+    told = [process.communicate(timeout=120)[1] for process in agents]
+    assert [process.returncode for process in agents] == [0, 0], told
+    assert all(path.stat().st_mtime_ns == made for path, made in finished.items())
+    for folder in (helped, one):
+        assert_same_numbers(serial, folder)
+    logbooks = [(folder / "logbook.md").read_text() for folder in (serial, helped, one)]
+    assert [text.count("\n## ") for text in logbooks] == [1, 1, 1] and not (two / "logbook.md").exists()
     assert len({text.partition("| arm |")[2] for text in logbooks}) == 1
 
 
