@@ -353,6 +353,7 @@ def known_pattern(seed: int, number: int) -> Pattern:
     return draw_pattern(stream(seed, "patterns", number))
 
 
+@functools.lru_cache(maxsize=1)
 def load_graphs(source: str) -> tuple[dict[str, list[Graph]], str]:
     """The splits of a file of PATTERN graphs as torch_geometric's GNNBenchmarkDataset stores them raw (PATTERN_v2.pt), and its
     sha256: three lists, of train, val and test, of dicts with x [n, 3], one-hot, edge_index [2, E], both ways, and y [n]. Raises
@@ -2024,6 +2025,23 @@ def overfit_cell(config: dict) -> dict:
     if config["norm"] == config["feedforward_norm"] == "none":
         unread |= {"norm_mask"}
     return {key: value for key, value in config.items() if key not in unread}
+
+
+DATA_FLAG = Flag(
+    "data", str, ("generated",), "generated, or a file of the authors' own graphs, PATTERN_v2.pt as torch_geometric keeps it"
+)
+
+
+def benchmark_cell(config: dict) -> dict:
+    """A cell with DATA_FLAG, and the sha256 of its file. Raises UsageError if a split has fewer graphs than train_graphs,
+    val_graphs or test_graphs ask for."""
+    splits, found = {split: PatternData(0, split) for split in GRAPHS_PER_PATTERN}, {}
+    if config["data"] != "generated":
+        splits, found["sha256"] = load_graphs(config["data"])
+    for split, graphs in splits.items():
+        if (wanted := config.get(f"{split}_graphs", 0)) > len(graphs):
+            raise UsageError(f"--{split}-graphs {wanted}: the {split} split has {len(graphs)}")
+    return config | found
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ FLAGS = [
     Flag("patience", at_least(0), (3,), "epochs without a better validation after which the rate is halved"),
     Flag("least-lr", at_least(0.0, float, above=True), (5e-5,), "training ends when the rate is below"),
     Flag("sweeps", at_least(5), (200,), "of Gibbs sampling, for the limit"),
-    Flag("data", str, ("generated",), "generated, or a file of the authors' own graphs, PATTERN_v2.pt as torch_geometric keeps it"),
+    core.DATA_FLAG,
 ]  # fmt: skip
 BATCH = 32  # graphs, of the score that is averaged over batches, and of a test
 
@@ -76,15 +76,9 @@ def trial(config: dict, seed: int) -> dict:
 
 
 def cell(config: dict) -> dict:
-    own = core.overfit_cell(config | {"graphs": 1})
+    own = core.overfit_cell(core.benchmark_cell(config) | {"graphs": 1})
     if own.get("activation") == "softmax":
         own["divide"] = 1.0  # an average needs no divisor
-    if config["data"] != "generated":
-        splits, own["sha256"] = core.load_graphs(config["data"])
-    for split in core.GRAPHS_PER_PATTERN:
-        most = len(core.PatternData(0, split) if config["data"] == "generated" else splits[split])
-        if config[f"{split}_graphs"] > most:
-            raise core.UsageError(f"--{split}-graphs {config[f'{split}_graphs']}: the {split} split has {most}")
     if config["least_lr"] > config["lr"]:
         raise core.UsageError(f"--least-lr {config['least_lr']}: above --lr {config['lr']}, so nothing would be trained")
     return {key: value for key, value in own.items() if key != "graphs"}

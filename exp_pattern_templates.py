@@ -24,6 +24,7 @@ FLAGS = [
     Flag("train-graphs", at_least(1), (10_000,), "labelled graphs, shuffled"),
     Flag("test-graphs", at_least(1), (2000,), "graphs to be labelled; of fresh patterns at most FRESH"),
     Flag("sweeps", at_least(5), (300,), "of Gibbs sampling, for the limit on fresh patterns"),
+    core.DATA_FLAG,
 ]
 FRESH = 300  # no early end there: all 100 patterns are looked for in all graphs
 SIZES = {"5_7": (5, 8), "8_10": (8, 11), "11_13": (11, 14), "14_up": (14, 35)}
@@ -63,13 +64,14 @@ def shown(graph: core.Graph) -> core.Pattern:
 
 def trial(config: dict, seed: int) -> dict:
     shared, result = config["patterns"] == "shared", dict.fromkeys(METRICS, np.nan)
-    patterns = different(map(shown, core.PatternData(seed).first(config["train_graphs"], "shuffled")))
-    true = different(core.known_pattern(seed, k) for k in range(core.KNOWN_PATTERNS))
-    right = len(patterns) + len(true) - len(different([*patterns, *true]))
-    result |= {"recovered": len(patterns), "right": 100 * right / len(true)}
-
-    data = core.PatternData(seed, "test", fresh=not shared)
-    graphs = data.first(config["test_graphs"], "shuffled")
+    patterns = different(map(shown, core.benchmark_graphs(config["data"], seed, "train", config["train_graphs"])))
+    result["recovered"] = len(patterns)
+    if config["data"] == "generated":
+        true = different(core.known_pattern(seed, k) for k in range(core.KNOWN_PATTERNS))
+        result["right"] = 100 * (len(patterns) + len(true) - len(different([*patterns, *true]))) / len(true)
+    fresh = core.PatternData(seed, "test", fresh=True)
+    test = config["data"], seed, "test", config["test_graphs"]
+    graphs = core.benchmark_graphs(*test) if shared else fresh.first(config["test_graphs"], "shuffled")
     guess, orders = [core.mean_field(graph.adjacency(), 3) for graph in graphs], [core.search_order(p) for p in patterns]
     size = np.array([len(pattern.feature) for pattern in patterns])
 
@@ -101,9 +103,7 @@ def trial(config: dict, seed: int) -> dict:
 
 
 def cell(config: dict) -> dict:
-    for split in ("train", "test"):
-        if config[f"{split}_graphs"] > (most := len(core.PatternData(0, split))):
-            raise core.UsageError(f"--{split}-graphs {config[f'{split}_graphs']}: the {split} split has {most}")
+    config = core.benchmark_cell(config)
     if config["patterns"] == "fresh":
         return config | {"test_graphs": min(config["test_graphs"], FRESH)}
     return {key: value for key, value in config.items() if key != "sweeps"}

@@ -140,7 +140,8 @@ EFFECTS = {
     },
     "exp_speed": {"part": ("training", {}), "layers": (2, {}), "dim": (4, {}), "graphs": (3, {}), "rounds": (2, {}),
                   "trials": (2, {"part": "harness"})},
-    "exp_pattern_templates": {"patterns": ("shared", {}), "train_graphs": (3, {}), "test_graphs": (3, {}), "sweeps": (40, {})},
+    "exp_pattern_templates": {"patterns": ("shared", {}), "train_graphs": (3, {}), "test_graphs": (3, {}), "sweeps": (40, {}),
+                              "data": (str(OWN_GRAPHS), {})},
     "exp_gin_vs_gating": OF_POSITION | {"model": ("position", {})},
     "exp_gating_causes": {"fix": ("divide-59", {})},
     "exp_gin_batchnorm": {
