@@ -748,7 +748,7 @@ class AdjacencyStack:
     real nodes each node has at each hop, and how many it does not reach."""
 
     def __init__(self, batch: GraphBatch, powers: Sequence[int]):
-        self.batch, self.powers = batch, tuple(powers)
+        self.batch, self.powers, self.kept = batch, tuple(powers), {}
         self.values = transition_powers(batch.adjacency, batch.nodes, powers)
         met = self.values != 0
         self.reachable = met.any(1)
@@ -757,6 +757,15 @@ class AdjacencyStack:
         self.real = batch.nodes[:, :, None] & batch.nodes[:, None, :]
         counted = torch.cat([self.hop.sum(-1), (self.real & ~self.reachable).sum(-1)[:, None].to(self.hop.dtype)], 1)
         self.hop_count = batch.pack(counted.transpose(1, 2))
+
+    def blocks(self, vectors: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """For `GraphwiseMixing`, once a stack: each graph's part of its values or of its hops [B, K, N, N], without the padding."""
+        kept = self.kept.setdefault(id(vectors), [])
+        if not kept:
+            for block, near, n in zip(vectors, self.reachable, self.batch.sizes, strict=True):
+                far = ~near[:n, :n]
+                kept.append((block[:, :n, :n].flatten(1).contiguous(), far if far.any() else None))
+        return kept
 
     def sums_by_hop(self, x: Tensor) -> list[Tensor]:
         """x [V, D] summed over the nodes at each hop: K tensors [V, D]. Hop 0 of a real node is the node itself: no product."""
@@ -934,12 +943,59 @@ class PositionMixing(nn.Module):
 
     def mix_pairs(self, value: Tensor, stack: AdjacencyStack, vectors: Tensor) -> Tensor:
         """[V, D], pair vectors [B, K, N, N] -> [V, D]. The general way: one logit a pair and head."""
+        if value.device.type == "cpu" and not stack.batch.padding:
+            rest = self.unreachable, stack.blocks(vectors), self.average
+            return GraphwiseMixing.apply(value, self.pair.weight, self.pair.bias, *rest)
         logits = torch.einsum("bknm,hk->bhnm", vectors, self.pair.weight) + self.pair.bias[:, None, None]
         keep = stack.reachable[:, None]
         if self.unreachable is not None:
             logits, keep = torch.where(keep, logits, self.unreachable[:, None, None]), stack.real[:, None]
         weigh = masked_softmax if self.average else masked_sigmoid
         return mix_heads(weigh(logits, keep), value, stack.batch)
+
+
+class GraphwiseMixing(torch.autograd.Function):
+    """PositionMixing.mix_pairs on a CPU, graph by graph, so that nothing is made of the padding and all of a graph stays in the
+    cache. blocks: of each graph its pair vectors [K, n * n], and the pairs [n, n] that are out of reach, None if there are none."""
+
+    @staticmethod
+    def forward(
+        ctx, value: Tensor, weight: Tensor, bias: Tensor, unreachable: Tensor | None, blocks: list, average: bool
+    ) -> Tensor:
+        heads, sizes = len(weight), [math.isqrt(vectors.shape[1]) for vectors, _ in blocks]
+        out, weights = torch.empty_like(value), []
+        for (vectors, far), rows, mixed in zip(blocks, value.split(sizes), out.split(sizes), strict=True):
+            logits = torch.addmm(bias[:, None], weight, vectors).view(heads, len(rows), len(rows))
+            if far is not None and unreachable is None:
+                logits.masked_fill_(far, torch.finfo(logits.dtype).min if average else -math.inf)
+            elif far is not None:
+                logits = torch.where(far, unreachable[:, None, None], logits)
+            weights.append(logits.softmax(-1) if average else logits.sigmoid_())
+            if far is not None and unreachable is None and average:  # a row that keeps nothing is zero
+                weights[-1].masked_fill_(far, 0.0)
+            mixed.unflatten(1, (heads, -1)).copy_((weights[-1] @ rows.unflatten(1, (heads, -1)).transpose(0, 1)).transpose(0, 1))
+        ctx.save_for_backward(value, weight, unreachable, *weights)
+        ctx.blocks, ctx.average, ctx.sizes = blocks, average, sizes
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        value, weight, unreachable, *weights = ctx.saved_tensors
+        to_value, to_weight, to_bias = torch.empty_like(value), torch.zeros_like(weight), torch.zeros_like(weight[:, 0])
+        to_unreachable = None if unreachable is None else torch.zeros_like(unreachable)
+        parts = (x.split(ctx.sizes) for x in (value, grad.contiguous(), to_value))
+        for (vectors, far), own, rows, back, into in zip(ctx.blocks, weights, *parts, strict=True):
+            rows, back = (x.unflatten(1, (len(weight), -1)).transpose(0, 1) for x in (rows, back))
+            into.unflatten(1, (len(weight), -1)).copy_((own.mT @ back).transpose(0, 1))
+            logits = (back @ rows.mT).mul_(own)  # their gradient, from here on
+            logits = logits.addcmul_(own, logits.sum(-1, keepdim=True), value=-1) if ctx.average else logits.mul_(1 - own)
+            if far is not None and unreachable is not None:
+                to_unreachable += (logits * far).sum((1, 2))
+                logits.masked_fill_(far, 0.0)
+            to_weight.addmm_(logits.flatten(1), vectors.T)
+            to_bias += logits.sum((1, 2))
+        return to_value, to_weight, to_bias, to_unreachable, None, None
 
 
 def mix_heads(weight: Tensor, value: Tensor, batch: GraphBatch) -> Tensor:
