@@ -735,9 +735,10 @@ def transition_powers(adjacency: Tensor, nodes: Tensor, powers: Sequence[int]) -
     power = torch.diag_embed(nodes.to(adjacency.dtype))
     kept = []
     for exponent in range(max(powers) + 1):
+        if exponent:
+            power = step @ power if exponent > 1 else step
         if exponent in powers:
             kept.append(power)
-        power = step @ power
     return torch.stack(kept, 1)
 
 
