@@ -361,7 +361,13 @@ def load_graphs(source: str) -> tuple[dict[str, list[Graph]], str]:
 
     def graph(row: dict) -> Graph:
         x, edges, label = (np.asarray(row[key]) for key in ("x", "edge_index", "y"))
-        n, label = len(x), label.reshape(-1)
+        n, label, (least, most) = (
+            len(x),
+            label.reshape(-1),
+            ((COMMUNITIES + 1) * size for size in (SIZE_RANGE[0], SIZE_RANGE[1] - 1)),
+        )
+        if not least <= n <= most:
+            raise ValueError(f"{n} nodes, where PATTERN's graphs have {least} to {most}")
         if x.shape != (n, PATTERN_SYMBOLS) or not ((x == 0) | (x == 1)).all() or not (x.sum(1) == 1).all():
             raise ValueError(f"x is not one-hot [n, {PATTERN_SYMBOLS}]")
         if label.shape != (n,) or not np.isin(label, (0, 1)).all():

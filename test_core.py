@@ -3439,6 +3439,7 @@ def bad_rows():
     one_way = torch.tensor([[0], [1]])
     return {
         "no 'y'": lambda row: {key: row[key] for key in ("x", "edge_index")},
+        "0 nodes, where PATTERN's graphs have 30 to 204": change(x=torch.zeros(0, 3)),
         "x is not one-hot": change(x=torch.ones(n, 3)),
         "x is not one-hot [": change(x=torch.zeros(n, 4)),
         "y is not a class": change(y=torch.full((n,), 2)),
