@@ -4765,7 +4765,7 @@ def kept_posterior(graphs: Sequence[Graph], seed: int, sweeps: int) -> list[np.n
 
 
 class BitRows(NamedTuple):
-    """A graph as bit sets of nodes, 64 to a word. rows [2, n, W]: each node's non-neighbours and neighbours; symbols [3, W]: the
+    """A graph as bit sets of nodes, 64 to a word. rows [2, W, n]: each node's non-neighbours and neighbours; symbols [3, W]: the
     nodes of each feature."""
 
     rows: np.ndarray
@@ -4777,14 +4777,14 @@ def bit_rows(adjacency: np.ndarray, feature: np.ndarray) -> BitRows:
     n = len(adjacency)
     pad = lambda x: np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -n % 64)])  # noqa: E731
     pack = lambda x: np.packbits(pad(x), axis=-1, bitorder="little").view(np.uint64)  # noqa: E731
-    return BitRows(
-        pack(np.stack([~adjacency & ~np.eye(n, dtype=bool), adjacency])), pack(np.arange(PATTERN_SYMBOLS)[:, None] == feature)
-    )
+    rows = pack(np.stack([~adjacency & ~np.eye(n, dtype=bool), adjacency]))
+    return BitRows(np.ascontiguousarray(rows.swapaxes(1, 2)), pack(np.arange(PATTERN_SYMBOLS)[:, None] == feature))
 
 
 def nodes_in(sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row and node of every bit that is set, sets [M, W]."""
-    return np.nonzero(np.unpackbits(np.ascontiguousarray(sets).view(np.uint8), axis=1, bitorder="little"))
+    """Set and node of every bit that is set, sets [W, M]."""
+    bits = np.unpackbits(np.ascontiguousarray(sets.T).view(np.uint8), bitorder="little")
+    return np.divmod(np.flatnonzero(bits), 64 * len(sets))
 
 
 def search_order(pattern: Pattern) -> list[int]:
@@ -4809,21 +4809,22 @@ def embeddings(pattern: Pattern, order: Sequence[int], graph: BitRows, look_ahea
     pattern's. A join a node, in `order`; from `look_ahead` nodes on, partial matches that leave some node no place are dropped."""
 
     def places(partial: np.ndarray, node: int) -> np.ndarray:
-        """Where `node` fits to partial matches [M, d]: bit sets [M, W]."""
-        fit = np.repeat(graph.symbols[pattern.feature[node]][None], len(partial), 0)
-        for column, other in zip(partial.T, order, strict=False):
-            fit &= graph.rows[int(pattern.adjacency[node, other])][column]
+        """Where `node` fits to partial matches [d, M]: bit sets [W, M]."""
+        fit = np.repeat(graph.symbols[pattern.feature[node]][:, None], partial.shape[1], 1)
+        for row, other in zip(partial, order, strict=False):
+            for word, bits in zip(fit, graph.rows[int(pattern.adjacency[node, other])], strict=True):
+                word &= bits[row]
         return fit
 
-    partial = nodes_in(graph.symbols[pattern.feature[order[0]]][None])[1][:, None].astype(np.int32)
+    partial = nodes_in(graph.symbols[pattern.feature[order[0]]][:, None])[1][None]
     for depth in range(1, len(order)):
         for node in order[depth + 1 :] if depth >= look_ahead else ():
-            partial = partial[places(partial, node).any(1)]
-            if not len(partial):
-                return np.empty((0, len(order)), np.int32)
-        row, node = nodes_in(places(partial, order[depth]))
-        partial = np.concatenate([partial[row], node[:, None].astype(np.int32)], 1)
-    return partial[:, np.argsort(order)]
+            partial = partial[:, np.bitwise_or.reduce(places(partial, node)) != 0]
+            if not partial.size:
+                return np.empty((0, len(order)), int)
+        match, node = nodes_in(places(partial, order[depth]))
+        partial = np.concatenate([partial[:, match], node[None]])
+    return partial[np.argsort(order)].T
 
 
 SURE = 14  # nodes: a pattern so large is met by chance in less than one graph of 10,000
