@@ -39,7 +39,8 @@ def degree_threshold(seed: int, graphs: int) -> float:
     share, label = np.concatenate([degree_share(g) for g in train]), np.concatenate([g.label for g in train])
     order = share.argsort()
     right = np.cumsum(1 - label[order]) / (1 - label).sum() - np.cumsum(label[order]) / label.sum()
-    return float(share[order][right.argmax()])
+    last = np.append(np.diff(share[order]) > 0, True)  # of nodes with the same share: a threshold takes all or none
+    return float(share[order][np.where(last, right, -np.inf).argmax()])
 
 
 def judged(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, list[np.ndarray]]:

@@ -1161,3 +1161,36 @@ def test_a_rate_is_chosen_on_the_other_seeds():
     assert fair.name(cells[0]) == "softmax"
     words = fair.name(smoke_cell(fair, attn_activ="sigmoid", position="rotary", logit_bias="row", qk_norm="fro_norm"))
     assert words == "sigmoid, fro_norm, position rotary, bias row"
+
+
+def test_templates_are_told_apart_whatever_the_order_of_their_nodes():
+    script, rng = importlib.import_module("exp_pattern_templates"), np.random.default_rng(0)
+
+    def cycles(*lengths):
+        blocks = [np.roll(np.eye(n, dtype=bool), 1, 0) | np.roll(np.eye(n, dtype=bool), -1, 0) for n in lengths]
+        adjacency = np.zeros((sum(lengths),) * 2, dtype=bool)
+        for block, end in zip(blocks, np.cumsum(lengths), strict=True):
+            adjacency[end - len(block) : end, end - len(block) : end] = block
+        return core.Pattern(adjacency, np.zeros(len(adjacency), np.uint8))
+
+    patterns = [core.draw_pattern(rng) for _ in range(8)] + [cycles(6), cycles(3, 3), cycles(7), cycles(3, 4)]
+    assert script.in_order(patterns[8])[0] == script.in_order(patterns[9])[0]  # no node of one can be told from those of the other
+    turned = []
+    for pattern in patterns * 3:
+        order = rng.permutation(len(pattern.feature))
+        turned.append(core.Pattern(pattern.adjacency[np.ix_(order, order)], pattern.feature[order]))
+    found = script.different(turned)
+    assert len(found) == len(patterns) == len(script.different([*found, *patterns]))
+    assert [sum(script.is_same(a, b) for b in patterns if len(b.feature) == len(a.feature)) for a in found] == [1] * len(found)
+    graph = core.PatternData(4)[3]
+    assert script.is_same(script.shown(graph), core.known_pattern(4, 0))
+
+
+def test_the_threshold_of_the_degree_is_the_best_one():
+    script, graphs = importlib.import_module("exp_pattern_limit"), core.PatternData(6, fresh=True)[:5]
+    share, label = np.concatenate([script.degree_share(g) for g in graphs]), np.concatenate([g.label for g in graphs])
+
+    def score(cut):
+        return core.chance_recalls((share > cut).astype(float), label).mean()
+
+    assert score(script.degree_threshold(6, 5)) == max(score(cut) for cut in share) > 60
