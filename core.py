@@ -2668,8 +2668,8 @@ def dots_figure(rows: dict[str, dict[str, Sequence[float]]], kind: str, finding:
             mark = {"color": colours[name], "markersize": 16, "markeredgewidth": 3, "label": name.replace("_", " ")}
             axes.plot(np.mean(found[name]), height, "|", **mark)
             columns[f"{row} | {name}"] = found[name]
-    for label, number in (lines or {}).items():
-        axes.axvline(number, color="black", linestyle="--", linewidth=1, label=label)
+    for (label, number), style in zip((lines or {}).items(), itertools.cycle(LEVELS)):
+        axes.axvline(number, color="black", linestyle=style, linewidth=1, label=label)
     axes.set_xscale(scale, **({"linthresh": 1e-6} if scale == "symlog" else {}))
     axes.set(xlabel=x, yticks=range(len(rows)), yticklabels=rows)
     axes.invert_yaxis()
