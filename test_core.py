@@ -3217,27 +3217,21 @@ def log_likelihood(adjacency, on, density):
 @pytest.mark.parametrize("communities", [True, False])
 def test_a_label_chain_samples_the_exact_posterior(communities):
     """Two graphs of unlike size, so small that all labellings can be listed."""
-    rng, sizes, exact = np.random.default_rng(0), (1, 3), []
+    rng, sizes, exact = np.random.default_rng(0), (1, 4), []  # 8 nodes: sizes 3 1 1 1 1 1 and 2 2 1 1 1 1, of unlike prior
     blocks = core.COMMUNITIES + 1
-    adjacencies = [np.triu(rng.random((n, n)) < 0.5, 1) for n in (7, 6)]
+    adjacencies = [np.triu(rng.random((n, n)) < 0.5, 1) for n in (8, 7)]
     adjacencies = [a | a.T for a in adjacencies]
     for a in adjacencies:
-        n, total = len(a), 0.0
-        chance, (first, second) = np.zeros(n), np.triu_indices(len(a), 1)
-        for z in map(np.array, itertools.product(range(blocks), repeat=n)):
-            size = np.bincount(z, minlength=blocks)
-            if size.min() < sizes[0] or size.max() >= sizes[1]:
-                continue
-            prior = np.prod([math.factorial(s) for s in size])
-            if communities:
-                pattern = (z[first] == blocks - 1) | (z[second] == blocks - 1)
-                density = np.where(pattern | (z[first] == z[second]), 0.5, core.EDGE_BETWEEN)
-                likelihood = np.where(a[first, second], density, 1 - density).prod()
-            else:
-                likelihood = math.exp(log_likelihood(a, z == blocks - 1, core.background_density(sizes)))
-            total += prior * likelihood
-            chance += prior * likelihood * (z == blocks - 1)
-        exact.append(chance / total)
+        n, (first, second) = len(a), np.triu_indices(len(a), 1)
+        z = np.indices((blocks,) * n, dtype=np.int8).reshape(n, -1).T  # all labellings, a row each
+        size = np.stack([(z == k).sum(1) for k in range(blocks)], 1)
+        z, size = (x[(size.min(1) >= sizes[0]) & (size.max(1) < sizes[1])] for x in (z, size))
+        pattern = (z[:, first] == blocks - 1) | (z[:, second] == blocks - 1)
+        alike, outside = pattern | (z[:, first] == z[:, second]), core.background_density(sizes)
+        density = np.where(alike, 0.5, core.EDGE_BETWEEN) if communities else np.where(pattern, 0.5, outside)
+        weight = np.where(a[first, second], density, 1 - density).prod(1)
+        weight *= np.array([math.factorial(s) for s in range(n)])[size].prod(1)
+        exact.append(weight @ (z == blocks - 1) / weight.sum())
     repeated = [a for a in adjacencies for _ in range(200)]
     found = core.unknown_pattern(repeated, rng, 60, communities=communities, sizes=sizes)
     for i, chance in enumerate(exact):
@@ -3245,6 +3239,15 @@ def test_a_label_chain_samples_the_exact_posterior(communities):
         error = np.std(found[200 * i : 200 * i + 200], 0) / np.sqrt(200)
         assert chance.max() > 1.3 * chance.min()
         assert (abs(mean - chance) < 4.5 * error + 1e-4).all(), (mean, chance, error)
+
+
+def test_joining_a_class_is_as_likely_as_its_sizes():
+    """Labellings with sizes s, all orders alike: chance as the product of the factorials of s."""
+    chain = core.LabelChain([np.zeros((8, 8), bool)], np.random.default_rng(0), sizes=(1, 4))
+    rest, own = torch.tensor([[2.0, 1, 1, 1, 1, 1]]), F.one_hot(torch.tensor([0]), 6).float()
+    weight = [math.prod(math.factorial(int(s) + (k == j)) for j, s in enumerate(rest[0])) for k in range(6)]
+    found = chain.size_prior(rest, own)[0]
+    torch.testing.assert_close(found - found[0], torch.tensor(weight).log() - math.log(weight[0]))
 
 
 def test_a_swap_keeps_sizes_and_a_sweep_their_limits():
