@@ -122,18 +122,8 @@ def figures(run: core.Run) -> list[core.Figure]:
 
 SMOKE = {"layers": (1,), "dim": (8,), "hidden": (8,), "lr": (3e-2,), "epochs": (3,), "batch": (2,), "train_graphs": (4,),
          "val_graphs": (2,), "test_graphs": (2,), "sweeps": (5,), "patience": (0,)}  # fmt: skip
-METRICS = [
-    "shared",
-    "shared_limit",
-    "fresh",
-    "fresh_limit",
-    "fresh_below",
-    "memory",
-    "shared_by_batch",
-    "val",
-    "epochs",
-    "parameters",
-]
+METRICS = ["shared", "shared_limit", "fresh", "fresh_limit", "fresh_below", "memory", "shared_by_batch", "val", "epochs",
+           "parameters"]  # fmt: skip
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, seeds=3)
 
 
