@@ -2782,6 +2782,19 @@ def save_columns(columns: dict[str, Sequence], stem: Path) -> None:
 
 # %% 15 Logbook
 
+NOTEBOOKS = {  # the notebooks' sections in their order, by the words with which a claim's source begins
+    "graph notebook": (
+        "opening", "content", "next actions", "step", "before 6/3", "6/3", "8.3", "9.3", "10.3", "13/3", "14.3", "15.3", "24.3",
+        "11/4", "12/4", "13/4",
+    ),
+    "logic journal": (
+        "simple version", "trainable gates", "fixed sparse weights", "predictions", "relu but gate", "only one is relu", "speed",
+        "learning rate", "lesser gate", "48 x 20", "48 x 48", "why the heck", "plain", "regulariser", "and-or", "sum-1", "half-lr",
+        "weights-clipped",
+    ),
+    "attention notebook": ("toes", "Ablations", "later", "speed"),
+    "question-answering notebook": ("Publication Clean Up", "Visualisations", "Graph structuring", "Pretraining"),
+}  # fmt: skip
 LOGBOOK_TITLE = "# Logbook\n"
 INDEX_START, INDEX_END = "<!-- index: rebuilt at every append -->\n", "<!-- entries: append-only -->\n"
 INDEX_HEAD = f"| date | experiment | notebook entry | finding | {' | '.join(VERDICTS)} |\n{'|---' * 8}|\n"
@@ -2790,6 +2803,9 @@ ENTRY_HEADING = re.compile(
     r"Entry: (?P<entry>.+?)\. Question: ",
     re.MULTILINE,
 )
+
+
+CLAIM_ROW = re.compile(r"^\| (.+) · ([^·]+) \| \*\*(\w+(?: \w+)?)\*\* \| ", re.MULTILINE)
 
 
 def plain(text: str) -> str:
@@ -2922,16 +2938,48 @@ def shown_arguments(argv: Sequence[str]) -> list[str]:
     return shown
 
 
-def rebuild_index(entries: str) -> str:
-    """The index table of a logbook's entries, newest last."""
-    rows = []
+def entries_of(entries: str) -> Iterator[tuple[re.Match, list[tuple[str, str, str]]]]:
+    """Every entry's heading, and its claims: text, source, verdict."""
     found = list(ENTRY_HEADING.finditer(entries))
     for match, following in itertools.zip_longest(found, found[1:]):
-        body = entries[match.end() : following.start() if following else None]
-        counts = [len(re.findall(rf"^\|.*\| \*\*{verdict}\*\* \|", body, re.MULTILINE)) for verdict in VERDICTS]
+        yield match, CLAIM_ROW.findall(entries, match.end(), following.start() if following else len(entries))
+
+
+def rebuild_index(entries: str) -> str:
+    """What stands above a logbook's entries: every claim with its verdicts, and the index, an entry a row, newest last."""
+    rows = []
+    for match, claims in entries_of(entries):
+        counts = [sum(found == verdict for _, _, found in claims) for verdict in VERDICTS]
         cells = [match["date"], match["name"], match["entry"], f"[{match['title']}](#{match['anchor']})", *map(str, counts)]
         rows.append("| " + " | ".join(cells) + " |\n")
-    return INDEX_HEAD + "".join(rows)
+    return rebuild_coverage(entries) + "## Entries\n\n" + INDEX_HEAD + "".join(rows)
+
+
+def rebuild_coverage(entries: str) -> str:
+    """Every claim that an entry judged, notebook by notebook in the order of its sections, folded: with its verdicts, oldest first,
+    each a link to the last entry that reached it before another did."""
+    notebooks = {notebook: {} for notebook in NOTEBOOKS}
+    for match, claims in entries_of(entries):
+        for text, source, verdict in claims:
+            notebook = notebooks.setdefault(re.match("[^,:]+", match["entry"])[0], {})
+            reached = notebook.setdefault((source, text, match["name"]), [])
+            if reached and reached[-1][0] == verdict:
+                reached.pop()
+            if verdict != "not tested":
+                reached.append((verdict, match["anchor"]))
+    parts = []
+    for notebook, found in notebooks.items():
+        place = {name: i for i, name in enumerate(NOTEBOOKS.get(notebook, ()))}
+        order = sorted(found, key=lambda claim: next((i for name, i in place.items() if claim[0].startswith(name)), len(place)))
+        last = [found[claim][-1][0] if found[claim] else "not tested" for claim in order]
+        counts = ", ".join(f"{last.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in last)
+        rows = ["| section | claim | verdict | script |", "|---|---|---|---|"]
+        for claim in order:
+            verdicts = ", then ".join(f"[{verdict}](#{anchor})" for verdict, anchor in found[claim]) or "not tested"
+            rows.append(f"| {claim[0]} | {claim[1]} | {verdicts} | {claim[2]} |")
+        head = f"<details><summary>{notebook[0].upper()}{notebook[1:]}: {len(order)} claims, {counts}</summary>"
+        parts += ["\n".join([head, "", *rows, "", "</details>\n"])] if order else []
+    return "\n".join(["## Claims\n", *parts, ""]) if parts else ""
 
 
 def append_entry(logbook: Path, entry: str, anchor: str) -> None:

@@ -1629,9 +1629,9 @@ def test_a_run_judges_draws_and_appends(toy, capsys):
     assert text.startswith("# Logbook\n")
     assert "| two is more than one · 1/1 | **reproduced** | sum difference 1 [1, 1], claimed > 0.5: reproduced; n = 5 |" in text
     assert "| three is less than one · 1/1 | **refuted** |" in text
-    assert "Reading. It / all ## adds up." in text and text.count("\n## ") == 1
+    assert "Reading. It / all ## adds up." in text and text.partition(core.INDEX_END)[2].count("\n## ") == 1
     assert "| a 2 | 2.2 ± 0.2 | 2 2.1 2.2 2.3 2.4 |" in text
-    (row,) = [line for line in text.splitlines() if "](#toy-" in line]
+    (row,) = [line for line in index_of(text).splitlines() if "](#toy-" in line]
     assert row.endswith("| 1 | 1 | 0 | 0 |") and 'no notebook, "sums" (1/1)' in row and "it adds / up" in row
     image = re.search(r"!\[it rises\]\((plots/toy-curve-[0-9a-f]{8})\.png\)", text)[1]
     assert (toy.path / f"{image}.png").stat().st_size > 1000
@@ -1688,11 +1688,11 @@ def test_metrics_over_several_arms_are_shown_and_judged(toy):
 def test_part_of_the_grid_judges_only_what_it_covers(toy):
     assert toy.run("--a", "2", "1") == 0 and toy.run("--a", "3", "--seeds", "2") == 0
     text = toy.logbook.read_text()
-    first, second = text.split("\n## ")[1:]
+    first, second = text.partition(core.INDEX_END)[2].split("\n## ")[1:]
     assert "**reproduced**" in first and "**not tested** | not tested by this run" in first
     assert second.count("**not tested**") == 2 and "seeds 0 to 1" in second
     assert "it adds / up, with a 3\n" in second and ", with" not in first
-    assert [line[-17:] for line in text.splitlines() if "](#toy-" in line] == ["| 1 | 0 | 0 | 1 |", "| 0 | 0 | 0 | 2 |"]
+    assert [line[-17:] for line in index_of(text).splitlines() if "](#toy-" in line] == ["| 1 | 0 | 0 | 1 |", "| 0 | 0 | 0 | 2 |"]
     anchors = re.findall(r'<a id="([^"]+)">', text)
     assert len(set(anchors)) == 2 and all(f"(#{anchor})" in text for anchor in anchors)
 
@@ -1701,7 +1701,7 @@ def test_the_same_run_twice_gets_two_entries_and_two_anchors(toy):
     assert toy.run() == toy.run() == 0
     text = toy.logbook.read_text()
     assert len(set(re.findall(r'<a id="([^"]+)">', text))) == 2 and text.count("| it") == 0
-    assert text.count("](#toy-") == 2
+    assert index_of(text).count("](#toy-") == 2
 
 
 def test_finished_trials_are_not_run_again(toy, capsys):
@@ -1962,6 +1962,10 @@ def test_a_full_disk_ends_in_one_line_and_loses_nothing(toy, call, monkeypatch, 
     assert toy.run("--a", "1", "2", "--seeds", "2") == 0
 
 
+def index_of(text):
+    return text.partition("## Entries\n")[2].partition(core.INDEX_END)[0]
+
+
 def append_under_limit(logbook, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
@@ -1992,18 +1996,18 @@ def append_many(logbook, writer, count):
 def test_sixteen_processes_append_at_once_and_lose_nothing(tmp_path):
     logbook = tmp_path / "logbook.md"
     fork = multiprocessing.get_context("fork")
-    writers = [fork.Process(target=append_many, args=(logbook, writer, 5)) for writer in range(16)]
+    writers = [fork.Process(target=append_many, args=(logbook, writer, 50)) for writer in range(16)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     text = logbook.read_text()
     found = re.findall(r"^## .*writer (\d+) entry (\d+)$", text, re.MULTILINE)
-    assert sorted(found) == sorted((str(w), str(i)) for w in range(16) for i in range(5))
+    assert sorted(found) == sorted((str(w), str(i)) for w in range(16) for i in range(50))
     for w in range(16):  # each writer's entries stand in its own order
-        assert [i for writer, i in found if writer == str(w)] == list("01234")
+        assert [i for writer, i in found if writer == str(w)] == [str(i) for i in range(50)]
     anchors = re.findall(r'^<a id="([^"]+)">', text, re.MULTILINE)
-    assert len(set(anchors)) == 80 and len(re.findall(r"\]\(#toy-", text)) == 80
+    assert len(set(anchors)) == 800 and re.findall(r"^\|.*\]\(#(toy-.*?)\)", index_of(text), re.MULTILINE) == anchors
     assert core.read_logbook(logbook) == text
 
 
@@ -2016,7 +2020,31 @@ def test_old_entries_are_never_edited(tmp_path):
     core.append_entry(logbook, entry("second"), "toy-2")
     text = logbook.read_text()
     assert text.startswith("# Logbook\n\nWhat stands here is kept.\n")
-    assert text.partition(core.INDEX_END)[2].startswith(tail) and text.count("](#toy-") == 2
+    assert text.partition(core.INDEX_END)[2].startswith(tail) and index_of(text).count("](#toy-") == 2
+
+
+def test_claims_stand_in_the_notebooks_order_with_every_verdict_that_another_followed(tmp_path):
+    logbook = tmp_path / "logbook.md"
+
+    def append(notebook, *rows, name="toy", anchor="a"):
+        table = "".join(f"| {text} · {source} | **{verdict}** | 1 · 2 |\n" for text, source, verdict in rows)
+        core.append_entry(logbook, f"## 2026-01-01 · {name} · t\n\nEntry: {notebook}, x: y. Question: none?\n\n{table}", anchor)
+
+    late, early, own = ("b · c", "13/3, 6/3"), ("a", "6/3"), ("mine", "1/1")
+    append("graph notebook", (*late, "reproduced"), (*early, "not tested"), anchor="one")
+    append("graph notebook", (*late, "inconclusive"), (*early, "refuted"), anchor="two")
+    append("graph notebook", (*late, "inconclusive"), (*early, "not tested"), anchor="three")
+    append("graph notebook", (*early, "reproduced"), name="other", anchor="four")
+    append("logic journal", ("d", "plain", "not tested"), anchor="five")
+    append("my notebook", (*own, "reproduced"), anchor="six")
+    claims = logbook.read_text().partition("## Claims\n")[2].partition("## Entries\n")[0]
+    assert re.findall(r"<summary>(.+)</summary>", claims) == [
+        "Graph notebook: 3 claims, 1 reproduced, 1 refuted, 1 inconclusive", "Logic journal: 1 claims, 1 not tested",
+        "My notebook: 1 claims, 1 reproduced"]  # fmt: skip
+    assert [line for line in claims.splitlines() if line.startswith("| ") and "section" not in line] == [
+        "| 6/3 | a | [refuted](#two) | toy |", "| 6/3 | a | [reproduced](#four) | other |",
+        "| 13/3, 6/3 | b · c | [reproduced](#one), then [inconclusive](#three) | toy |", "| plain | d | not tested | toy |",
+        "| 1/1 | mine | [reproduced](#six) | toy |"]  # fmt: skip
 
 
 def test_ranks_share_trials_without_overlap():
