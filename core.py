@@ -2173,7 +2173,7 @@ def make_parser(experiment: Experiment) -> Parser:
         shown = " ".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in flag.default)
         grid.add_argument(
             f"--{flag.name}", nargs="+", type=reader(flag.read), metavar="V",
-            help=f"{flag.help}: {getattr(flag.read, 'expects', 'value')} (default {shown})",
+            help=f"{flag.help}: {getattr(flag.read, 'expects', 'value')} (default {shown})".replace("%", "%%"),
         )  # fmt: skip
     run = parser.add_argument_group("run")
     seeds = f"number of seeds, paired over all arms (default {experiment.seeds})"
@@ -2189,6 +2189,7 @@ def make_parser(experiment: Experiment) -> Parser:
     record.add_argument("--note", default="", help="the entry's Reading: what the numbers mean, two to four sentences")
     record.add_argument("--tag", default="", help="a word for the entry's heading")
     record.add_argument("--no-log", action="store_true", help="print the entry, append nothing")
+    record.add_argument("--once", action="store_true", help="append nothing if this very run, of this code, has an entry")
     record.add_argument("--logbook", type=Path, default=REPOSITORY / "logbook.md")
     record.add_argument("--plots", type=Path, default=REPOSITORY / "plots")
     record.add_argument("--runs", type=Path, default=REPOSITORY / "runs", help="where finished trials are kept")
@@ -2982,14 +2983,17 @@ def rebuild_coverage(entries: str) -> str:
     return "\n".join(["## Claims\n", *parts, ""]) if parts else ""
 
 
-def append_entry(logbook: Path, entry: str, anchor: str) -> None:
-    """Append an entry and rebuild the index, under a lock, wholly or not at all. UsageError for a file that is no logbook."""
+def append_entry(logbook: Path, entry: str, anchor: str, once: bool = False) -> bool:
+    """Append an entry and rebuild the index, under a lock, wholly or not at all; with `once` not if the anchor has one. Returns
+    whether it was appended. Raises UsageError for a file that is no logbook."""
     folder = os.open(logbook.parent, os.O_RDONLY)  # the folder is locked, since the file itself is replaced
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         text = read_logbook(logbook)
         entries = text.partition(INDEX_END)[2]
         taken = {match["anchor"] for match in ENTRY_HEADING.finditer(entries)}
+        if once and anchor in taken:
+            return False
         names = itertools.chain([anchor], (f"{anchor}-{i}" for i in itertools.count(2)))
         anchor = next(name for name in names if name not in taken)
         entries += f'\n<a id="{anchor}"></a>\n{entry}'
@@ -2997,6 +3001,7 @@ def append_entry(logbook: Path, entry: str, anchor: str) -> None:
         whole = introduction + INDEX_START + rebuild_index(entries) + INDEX_END + entries
         write_atomically(logbook, whole.encode())
         os.fsync(folder)
+        return True
     finally:
         os.close(folder)
 
@@ -3042,8 +3047,8 @@ def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv
     print(entry)
     print(f"peak memory {memory_mb():.0f} MB")
     if not (options.smoke or options.no_log):
-        append_entry(options.logbook, entry, f"{experiment.name}-{identity}")
-        print(f"appended to {options.logbook}")
+        appended = append_entry(options.logbook, entry, f"{experiment.name}-{identity}", options.once)
+        print(f"appended to {options.logbook}" if appended else f"its entry stands in {options.logbook}")
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -3056,6 +3061,8 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         options = make_parser(experiment).parse_args(argv)
         if options.no_log and (options.note or options.tag):
             raise UsageError("--no-log with --note or --tag: they stand in the entry that --no-log leaves out; drop one")
+        if options.once and (options.no_log or options.note):
+            raise UsageError("--once with --no-log or --note: one may append nothing, the other must or never does; drop one")
         if options.fresh and options.reuse:
             raise UsageError("--fresh with --reuse: one runs all again, the other nothing; drop one")
         cells = expand_grid(experiment, options)

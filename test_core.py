@@ -1629,7 +1629,7 @@ def test_a_run_judges_draws_and_appends(toy, capsys):
     assert text.startswith("# Logbook\n")
     assert "| two is more than one · 1/1 | **reproduced** | sum difference 1 [1, 1], claimed > 0.5: reproduced; n = 5 |" in text
     assert "| three is less than one · 1/1 | **refuted** |" in text
-    assert "Reading. It / all ## adds up." in text and text.partition(core.INDEX_END)[2].count("\n## ") == 1
+    assert "Reading. It / all ## adds up." in text and text.partition(core.INDEX_END)[2].count("\n## 20") == 1
     assert "| a 2 | 2.2 ± 0.2 | 2 2.1 2.2 2.3 2.4 |" in text
     (row,) = [line for line in index_of(text).splitlines() if "](#toy-" in line]
     assert row.endswith("| 1 | 1 | 0 | 0 |") and 'no notebook, "sums" (1/1)' in row and "it adds / up" in row
@@ -1702,6 +1702,14 @@ def test_the_same_run_twice_gets_two_entries_and_two_anchors(toy):
     text = toy.logbook.read_text()
     assert len(set(re.findall(r'<a id="([^"]+)">', text))) == 2 and text.count("| it") == 0
     assert index_of(text).count("](#toy-") == 2
+
+
+def test_once_appends_no_second_entry_of_the_same_run(toy, capsys):
+    assert toy.run("--once") == 0 and toy.run("--a", "1", "--once") == 0
+    before = toy.logbook.read_bytes()
+    assert toy.run("--once") == 0 and toy.logbook.read_bytes() == before
+    assert f"its entry stands in {toy.logbook}" in capsys.readouterr().out
+    assert toy.run("--seeds", "2", "--once") == 0 and index_of(toy.logbook.read_text()).count("](#toy-") == 3
 
 
 def test_finished_trials_are_not_run_again(toy, capsys):

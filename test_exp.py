@@ -258,6 +258,15 @@ def test_every_flag_has_an_effect(script):
         assert numbers(one) != numbers(two), f"--{key} changes nothing"
 
 
+def test_help_tells_the_rule_and_every_flag(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        script.main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and script.__doc__.splitlines()[0] in told and " Rule " in told
+    for flag in script.EXPERIMENT.flags:
+        assert f"--{flag.name} V" in told and " ".join(flag.help.split()[:3]) in told
+
+
 def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
     for flag in script.EXPERIMENT.flags:
         for nonsense in ("", "nonsense", "nan", *(["-3"] if flag.key != "unreachable" else [])):
@@ -288,6 +297,7 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_attention_ablation", ["--length", "100000"], "--length 100000: needs about"),
         ("exp_attention_confound", ["--pace", "steps", "--gain", "1"], "--gain"),
         ("exp_attention_fair", ["--attn-activ", "softmax", "--logit-bias", "row"], "--logit-bias"),
+        ("exp_attention_graphs", ["--hops", "1,2", "--relations", "1"], "--hops 1,2"),
         ("exp_attention_speed", ["--batch-length", "8"], "--batch-length 8"),
         ("exp_attention_speed", ["--heads", "3"], "--heads 3"),
         ("exp_coloring_edges", ["--train-up-to", "2"], "--train-up-to"),
@@ -296,6 +306,8 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_complexity", ["--nodes", "8", "10000000"], "--nodes 10000000: needs about"),
         ("exp_complexity", ["--model", "path", "--dim", "8"], "--dim"),
         ("exp_content_ceiling", ["--stack", "0,1"], "--stack"),
+        ("exp_gin_vs_gating", ["--model", "gin", "--activation", "softmax"], "--activation"),
+        ("exp_logic_blowup", ["--lr", "0.1", "0.1"], "--lr: a value stands twice"),
         ("exp_logic_circuit", ["--width", "128", "4"], "--width 4: so few units"),
         ("exp_logic_gates", ["--gates", "four", "AND"], "--gates"),
         ("exp_logic_gates", ["--hidden", "48,0"], "--hidden"),
@@ -319,9 +331,12 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
         ("exp_masked_entities", ["--questions", str(OWN_QUESTIONS)], "--labels 50,200,1000"),
         ("exp_type_weights", ["--types", "none", "--equal", "width"], "--equal"),
         ("exp_sparse_scaling", ["--heads", "3"], "--heads 3"),
+        ("exp_speed", ["--dim", "10"], "--dim 10: 4 heads do not divide it"),
+        ("exp_speed", ["--part", "harness", "--rounds", "3"], "--rounds: no cell of this grid uses it"),
         ("exp_sparse_scaling", ["--length", "200000", "--density", "0.001"], "--length 200000: needs about"),
         ("exp_receptive_field", ["--dim", "10", "--heads", "3"], "--heads 3"),
         ("exp_palindrome", ["--nodes", "1"], "--nodes"),
+        ("exp_palindrome", ["--once", "--note", "x"], "--once"),
         ("exp_pyramid_edges", ["--base", "0"], "--base"),
         ("exp_pyramid_edges", ["--receptive-field", "-1"], "--receptive-field"),
         ("exp_pyramid_edges", ["--base", "5000"], "--base 5000"),
@@ -392,7 +407,7 @@ def test_serial_helpers_and_two_machines_agree_to_the_bit_though_one_is_killed(t
     for folder in (helped, one):
         assert_same_numbers(serial, folder)
     logbooks = [(folder / "logbook.md").read_text() for folder in (serial, helped, one)]
-    assert [text.count("\n## ") for text in logbooks] == [1, 1, 1] and not (two / "logbook.md").exists()
+    assert [text.count("\n## 20") for text in logbooks] == [1, 1, 1] and not (two / "logbook.md").exists()
     assert len({text.partition("| arm |")[2] for text in logbooks}) == 1
 
 
@@ -415,7 +430,7 @@ def test_sigkill_at_any_moment_then_the_same_command(tmp_path):
         assert (
             all(records(folder)[name].stat().st_mtime_ns == made for name, made in finished.items()) and len(records(folder)) == 6
         )
-        assert (folder / "logbook.md").read_text().count("\n## ") == 1
+        assert (folder / "logbook.md").read_text().count("\n## 20") == 1
 
 
 def test_a_killed_helper_ends_the_run_in_one_line(tmp_path):
