@@ -2112,9 +2112,10 @@ class Experiment:
     """What a script is made of. trial(config, seed) returns scalars and curves (arrays) and depends on nothing else; with `stack`,
     trial(config, seeds) takes up to that many seeds as one tensor program and returns a list. cell(config) drops from a cell of the
     grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run) show the finding. metrics
-    are the columns of the table, the main one first. smoke holds tiny values for a trial run. derived(run) computes metrics that
-    need several cells, a value a seed; without those whose cells the run lacks. Checks may name them. memory(cell) is told and
-    checked before the start: the flag that decides, and the MB that a trial needs. seeds: their number unless the user says."""
+    are the columns of the table, the main one first. smoke holds tiny values for a trial run, quick those of the cheapest run whose
+    verdicts tell something, each list's first that of the claims. derived(run) computes metrics that need several cells, a value a
+    seed; without those whose cells the run lacks. Checks may name them. memory(cell) is told and checked before the start: the
+    flag that decides, and the MB that a trial needs. seeds, quick_seeds: their number unless the user says."""
 
     file: str
     doc: str
@@ -2130,6 +2131,8 @@ class Experiment:
     memory: Callable[[dict], tuple[str, float]] = lambda cell: ("", 0.0)
     stack: int = 0
     seeds: int = 5
+    quick: dict = field(default_factory=dict)
+    quick_seeds: int = 3
 
     def run(self, config: dict, seeds: Sequence[int]) -> list[dict]:
         """The trial of every seed."""
@@ -2177,12 +2180,14 @@ def make_parser(experiment: Experiment) -> Parser:
         )  # fmt: skip
     run = parser.add_argument_group("run")
     seeds = f"number of seeds, paired over all arms (default {experiment.seeds})"
-    run.add_argument("--seeds", type=reader(at_least(1)), default=experiment.seeds, help=seeds)
+    run.add_argument("--seeds", type=reader(at_least(1)), help=seeds)
     run.add_argument("--first-seed", type=reader(at_least(0)), default=0, help="seeds count from here (default 0)")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     run.add_argument("--threads", type=reader(at_least(1)), default=1, help="threads of one process (default 1)")
     run.add_argument("--jobs", type=reader(at_least(1)), help="processes (default: one a core; torchrun decides for itself)")
     run.add_argument("--smoke", action="store_true", help="a tiny run that touches neither logbook nor plots")
+    quick = "the cheapest run that tells something: says whose verdicts are those of the logbook, and touches neither it nor plots"
+    run.add_argument("--quick", action="store_true", help=quick)
     run.add_argument("--fresh", action="store_true", help="run every trial again, finished or not")
     run.add_argument("--reuse", action="store_true", help="accept finished trials that other code made; the entry says so")
     record = parser.add_argument_group("record")
@@ -2199,12 +2204,12 @@ def make_parser(experiment: Experiment) -> Parser:
 def expand_grid(experiment: Experiment, options: argparse.Namespace) -> list[dict]:
     """Every combination of flag values, baseline first, as cells without what they do not use, none twice. Raises UsageError for a
     value given twice, a cell that contradicts itself, and a flag that was given but no cell uses."""
-    values = {}
+    values, defaults = {}, defaults_of(experiment, options)
     for flag in experiment.flags:
         given = getattr(options, flag.key)
         if given is not None and len(set(given)) < len(given):
             raise UsageError(f"--{flag.name}: a value stands twice; name each once")
-        values[flag.key] = experiment.smoke.get(flag.key, given or flag.default) if options.smoke else given or flag.default
+        values[flag.key] = given or defaults.get(flag.key, flag.default)
     cells = [experiment.cell(dict(zip(values, combination, strict=True))) for combination in itertools.product(*values.values())]
     for flag in experiment.flags:
         if getattr(options, flag.key) is not None and all(flag.key not in cell for cell in cells):
@@ -2212,9 +2217,14 @@ def expand_grid(experiment: Experiment, options: argparse.Namespace) -> list[dic
     return [cell for i, cell in enumerate(cells) if cell not in cells[:i]]
 
 
-def notebook_cell(experiment: Experiment, smoke: bool, **changes) -> dict:
-    """The notebook's own settings (each flag's first default) with some changed, as a cell of the grid."""
-    settings = {flag.key: (experiment.smoke.get(flag.key, flag.default) if smoke else flag.default)[0] for flag in experiment.flags}
+def defaults_of(experiment: Experiment, options: argparse.Namespace) -> dict[str, tuple]:
+    """What stands in for the flags' own defaults in a smoke or a quick run."""
+    return experiment.smoke if options.smoke else experiment.quick if options.quick else {}
+
+
+def notebook_cell(experiment: Experiment, defaults: dict[str, tuple], **changes) -> dict:
+    """The notebook's own settings (each flag's first default, or that of `defaults`) with some changed, as a cell of the grid."""
+    settings = {flag.key: defaults.get(flag.key, flag.default)[0] for flag in experiment.flags}
     return experiment.cell(settings | changes)
 
 
@@ -2814,14 +2824,14 @@ def plain(text: str) -> str:
     return " ".join(text.split()).replace("|", "/").replace("<", "(").replace(">", ")")
 
 
-def judge(experiment: Experiment, run: Run, smoke: bool) -> list[tuple[Claim, str, str]]:
+def judge(experiment: Experiment, run: Run, defaults: dict[str, tuple]) -> list[tuple[Claim, str, str]]:
     """Every claim with its verdict and, check by check, the effect behind it."""
     judged, derived = [], experiment.derived(run)
 
     def values(metric: str, arm: dict | None) -> Sequence[float] | None:
         if arm is None:
             return derived.get(metric)
-        cell = notebook_cell(experiment, smoke, **arm)
+        cell = notebook_cell(experiment, defaults, **arm)
         return run.values(run.cells.index(cell), metric) if cell in run.cells else None
 
     for claim in experiment.claims:
@@ -2891,8 +2901,8 @@ def results_table(experiment: Experiment, run: Run) -> str:
 def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], images: dict[str, str],
                 texts: Sequence[str]) -> str:  # fmt: skip
     """The logbook entry in Markdown; `images` maps path to alt text, `texts` are links to files beside them."""
-    stamp = environment_stamp()
-    title = plain(": ".join(filter(None, [options.tag, experiment.headline(run)])) + unusual(experiment, run.cells, options.smoke))
+    stamp, defaults = environment_stamp(), defaults_of(experiment, options)
+    title = plain(": ".join(filter(None, [options.tag, experiment.headline(run)])) + unusual(experiment, run.cells, defaults))
     command = shlex.join(["python", Path(experiment.file).name, *shown_arguments(argv)]).replace("`", "'")
     seeds = f"{run.seeds[0]} to {run.seeds[-1]}" if len(run.seeds) > 1 else f"{run.seeds[0]}"
     diverged = sum(not math.isnan(result.get("diverged", math.nan)) for row in run.results for result in row)
@@ -2905,7 +2915,7 @@ def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, a
     ]
     rows = [
         f"| {plain(claim.text)} · {plain(claim.source)} | **{verdict}** | {effect} |"
-        for claim, verdict, effect in judge(experiment, run, options.smoke)
+        for claim, verdict, effect in judge(experiment, run, defaults)
     ]
     parts = [
         f"## {datetime.date.today()} · {experiment.name} · {title}",
@@ -2919,9 +2929,9 @@ def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, a
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def unusual(experiment: Experiment, cells: Sequence[dict], smoke: bool) -> str:
+def unusual(experiment: Experiment, cells: Sequence[dict], defaults: dict[str, tuple]) -> str:
     """What all cells share that is not the notebook's own setting, in words: ", with lr 1e-05"."""
-    usual, varies = notebook_cell(experiment, smoke), varying(cells)
+    usual, varies = notebook_cell(experiment, defaults), varying(cells)
     shared = {key: value for cell in cells for key, value in cell.items() if key not in varies}
     changed = [key for key, value in shared.items() if usual.get(key, value) != value]
     return f", with {cell_name(shared, changed)}" if changed else ""
@@ -3021,6 +3031,27 @@ def read_logbook(logbook: Path) -> str:
     return text
 
 
+def compared(experiment: Experiment, run: Run, options: argparse.Namespace) -> str:
+    """How many of a quick run's verdicts are the logbook's last ones, in a line; the others by name."""
+    known = {}
+    for match, claims in entries_of(read_logbook(options.logbook).partition(INDEX_END)[2]):
+        of_this = claims if match["name"] == experiment.name else []
+        known |= {(text, source): verdict for text, source, verdict in of_this if verdict != "not tested"}
+
+    def kind(here: str, there: str) -> str:
+        if here == there or "not tested" in (here, there):
+            return "as there" if here == there else "not tested"
+        return {here: "undecided here", there: "undecided there"}.get("inconclusive", "contrary")
+
+    kinds = {}
+    for claim, verdict, _ in judge(experiment, run, defaults_of(experiment, options)):
+        there = known.get((plain(claim.text), plain(claim.source)), "not tested")
+        kinds.setdefault(kind(verdict, there), []).append(claim.text)
+    counts = ", ".join(f"{len(found)} {name}" for name, found in kinds.items())
+    named = [f"\n  {name}: {text}" for name in ("contrary", "undecided here") for text in kinds.get(name, [])]
+    return f"quick {experiment.name}: of {len(experiment.claims)} verdicts in {options.logbook.name}: {counts}" + "".join(named)
+
+
 def arms_columns(experiment: Experiment, run: Run) -> dict[str, Sequence]:
     """Every arm, seed and metric as columns, a row a trial."""
     keys = varying(run.cells)
@@ -3030,10 +3061,10 @@ def arms_columns(experiment: Experiment, run: Run) -> dict[str, Sequence]:
 
 def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv: Sequence[str], identity: str) -> None:
     """Draw, judge, print and append."""
-    images, texts = {}, []
+    images, texts, dry = {}, [], options.smoke or options.quick
     for figure in experiment.figures(run):
         stem = options.plots / f"{experiment.name}-{figure.kind}-{identity}"
-        if options.smoke:
+        if dry:
             figure.figure.savefig(io.BytesIO(), dpi=40)
             pyplot().close(figure.figure)
         else:
@@ -3041,12 +3072,14 @@ def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv
         link = os.path.relpath(stem, options.logbook.parent)
         images[f"{link}.png"] = figure.finding
         texts += [f"[{stem.name}{suffix}]({link}{suffix})" for suffix, _ in figure.texts]
-    if not options.smoke:
+    if not dry:
         save_columns(arms_columns(experiment, run), options.plots / f"{experiment.name}-arms-{identity}")
     entry = write_entry(experiment, run, options, argv, images, texts)
     print(entry)
     print(f"peak memory {memory_mb():.0f} MB")
-    if not (options.smoke or options.no_log):
+    if options.quick:
+        print(compared(experiment, run, options))
+    if not (dry or options.no_log):
         appended = append_entry(options.logbook, entry, f"{experiment.name}-{identity}", options.once)
         print(f"appended to {options.logbook}" if appended else f"its entry stands in {options.logbook}")
 
@@ -3061,16 +3094,19 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         options = make_parser(experiment).parse_args(argv)
         if options.no_log and (options.note or options.tag):
             raise UsageError("--no-log with --note or --tag: they stand in the entry that --no-log leaves out; drop one")
+        if options.smoke and options.quick:
+            raise UsageError("--smoke with --quick: either may choose the settings; drop one")
         if options.once and (options.no_log or options.note):
             raise UsageError("--once with --no-log or --note: one may append nothing, the other must or never does; drop one")
         if options.fresh and options.reuse:
             raise UsageError("--fresh with --reuse: one runs all again, the other nothing; drop one")
         cells = expand_grid(experiment, options)
+        options.seeds = options.seeds or (experiment.quick_seeds if options.quick else experiment.seeds)
         if options.smoke:
             options.seeds = min(options.seeds, 2 if len(cells) < 32 else 1)
         set_up(options.device, options.threads)
         check_writable("--runs", options.runs)
-        if not options.smoke:
+        if not (options.smoke or options.quick):
             check_writable("--plots", options.plots)
             check_writable("--logbook", options.logbook.parent)
             read_logbook(options.logbook)

@@ -1712,6 +1712,23 @@ def test_once_appends_no_second_entry_of_the_same_run(toy, capsys):
     assert toy.run("--seeds", "2", "--once") == 0 and index_of(toy.logbook.read_text()).count("](#toy-") == 3
 
 
+def test_a_quick_run_says_whose_verdicts_stand_and_writes_nothing(toy, capsys):
+    def claim(text, low):
+        return Claim(text, "1/1", [Check("sum", (low, math.inf), {})])
+
+    claims = [claim("same", 0), claim("contrary", 1.5), claim("open here", 2.0), claim("open there", 1.1)]
+    assert toy.run("--seeds", "5", claims=claims) == 0  # the first arm 1 to 1.4, and quick 2 to 2.2
+    text, drawn = toy.logbook.read_bytes(), sorted((toy.path / "plots").iterdir())
+    capsys.readouterr()
+    assert toy.run("--quick", claims=[*claims, claim("new", 0)], quick={"a": (2,)}) == 0
+    assert toy.logbook.read_bytes() == text and sorted((toy.path / "plots").iterdir()) == drawn
+    out = capsys.readouterr().out
+    assert "toy: 3 trials" in out and out.endswith(
+        "quick toy: of 5 verdicts in logbook.md: 1 as there, 1 contrary, 1 undecided here, 1 undecided there, 1 not tested\n"
+        "  contrary: contrary\n  undecided here: open here\n"
+    )
+
+
 def test_finished_trials_are_not_run_again(toy, capsys):
     assert toy.run("--a", "1") == 0
     before = {path: path.stat().st_mtime_ns for path in records(toy)}

@@ -184,7 +184,7 @@ def numbers(result):
 
 
 def smoke_cell(script, **changes):
-    return core.notebook_cell(script.EXPERIMENT, True, **changes)
+    return core.notebook_cell(script.EXPERIMENT, script.EXPERIMENT.smoke, **changes)
 
 
 def smoke_size(script, arm):
@@ -618,7 +618,7 @@ def test_ceilings_are_the_best_of_all_functions(seed):
 def test_content_by_symbol_is_content_attention(heads):
     """Same logits and gradients as node by node, also where a graph lacks a symbol."""
     core.set_up("cpu", 1)
-    config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, False, dim=8, heads=heads, layers=2, hidden=8)
+    config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, {}, dim=8, heads=heads, layers=2, hidden=8)
     lacking = core.PatternData(0)[0]._replace(feature=core.PatternData(0)[0].feature % 2)
     batch = core.GraphBatch([*core.PatternData(0)[1:3], lacking])
     nodewise = core.build_model(exp_content_ceiling.FIXED | config, 0)
@@ -635,7 +635,7 @@ def test_content_by_symbol_is_content_attention(heads):
 
 def test_no_training_without_distance_passes_the_ceiling():
     core.set_up("cpu", 1)
-    config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, True, lr=1e-2, dim=16, epochs=150)
+    config = core.notebook_cell(exp_content_ceiling.EXPERIMENT, exp_content_ceiling.SMOKE, lr=1e-2, dim=16, epochs=150)
     result = exp_content_ceiling.trial(config, 0)
     assert -1e-6 < result["shortfall"] < 0.03 and result["ceiling"] >= result["symbol_ceiling"]
 
@@ -896,7 +896,7 @@ def plain_forward(model, n, e, d, heads):
 def test_costs_are_those_of_a_plain_forward_pass(model, n, e, d, heads):
     script = importlib.import_module("exp_complexity")
     core.set_up("cpu", 1)
-    config = core.notebook_cell(script.EXPERIMENT, False, model=model, nodes=n, edge_dim=e, dim=d, heads=heads)
+    config = core.notebook_cell(script.EXPERIMENT, {}, model=model, nodes=n, edge_dim=e, dim=d, heads=heads)
     with FlopCounterMode(display=False) as counter:
         weights = plain_forward(model, n, e, d, heads)
     result, own = script.trial(config, 0), sum(w.numel() for w in weights)
@@ -926,7 +926,7 @@ def test_memory_is_that_of_the_allocator(model):
     """torch's profiler sees every block that is taken and given back, scratch space too, but not what was there before."""
     script, (n, e) = importlib.import_module("exp_complexity"), (96, 8)
     core.set_up("cpu", 1)
-    config = core.notebook_cell(script.EXPERIMENT, False, model=model, nodes=n, edge_dim=e, dim=64)
+    config = core.notebook_cell(script.EXPERIMENT, {}, model=model, nodes=n, edge_dim=e, dim=64)
     module, edge = script.build(config), torch.randn(n, n, e)
     inputs = [torch.randn(n, 64), edge] if model == "edge-bias" else [edge]
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
