@@ -18,14 +18,15 @@ Read it from the ground up: code refers only to sections above it. `grep '^# %%'
     13 Trials
     14 Plots
     15 Logbook
-    16 Circuits
-    17 Text
-    18 Language models
-    19 Graph questions
-    20 Graph attention
-    21 Answering
-    22 Attention, watched and timed
-    23 PATTERN, solved
+    16 Command line
+    17 Circuits
+    18 Text
+    19 Language models
+    20 Graph questions
+    21 Graph attention
+    22 Answering
+    23 Attention, watched and timed
+    24 PATTERN, solved
 
 Conventions. Masks are boolean and True means keep. Errors that a user can cause raise UsageError and end as one line on
 stderr and exit 2. Nothing pickled is ever loaded. "The notebook" is the research notebook whose entry a script re-runs.
@@ -361,31 +362,22 @@ def load_graphs(source: str) -> tuple[dict[str, list[Graph]], str]:
 
     def graph(row: dict) -> Graph:
         x, edges, label = (np.asarray(row[key]) for key in ("x", "edge_index", "y"))
-        n, label, (least, most) = (
-            len(x),
-            label.reshape(-1),
-            ((COMMUNITIES + 1) * size for size in (SIZE_RANGE[0], SIZE_RANGE[1] - 1)),
-        )
+        n, label = len(x), label.reshape(-1)
+        least, most = ((COMMUNITIES + 1) * size for size in (SIZE_RANGE[0], SIZE_RANGE[1] - 1))
         if not least <= n <= most:
             raise ValueError(f"{n} nodes, where PATTERN's graphs have {least} to {most}")
         if x.shape != (n, PATTERN_SYMBOLS) or not ((x == 0) | (x == 1)).all() or not (x.sum(1) == 1).all():
             raise ValueError(f"x is not one-hot [n, {PATTERN_SYMBOLS}]")
         if label.shape != (n,) or not np.isin(label, (0, 1)).all():
             raise ValueError("y is not a class 0 or 1 for each node")
-        if (
-            edges.ndim != 2
-            or len(edges) != 2
-            or edges.dtype.kind != "i"
-            or (edges.size and not 0 <= edges.min() <= edges.max() < n)
-        ):
+        if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind != "i" or ((edges < 0) | (edges >= n)).any():
             raise ValueError("edge_index is not [2, E] of its nodes' numbers")
         dense = np.zeros((n, n), dtype=bool)
         dense[tuple(edges)] = True
         if (dense != dense.T).any() or dense.diagonal().any():
             raise ValueError("an edge goes one way only, or from a node to itself")
-        return Graph(
-            np.packbits(dense[upper_triangle(n)]), x.argmax(1).astype(np.uint8), label.astype(np.uint8), -1, np.full(n, -1)
-        )
+        bits = np.packbits(dense[upper_triangle(n)])
+        return Graph(bits, x.argmax(1).astype(np.uint8), label.astype(np.uint8), -1, np.full(n, -1))
 
     try:
         content = Path(source).read_bytes()
@@ -1415,6 +1407,12 @@ def ranking_accuracy(logits: Tensor, label: Tensor) -> Tensor:
     return (below + upto).double().mean().float() / (2 * len(low))
 
 
+def diverged_at(*curves: np.ndarray) -> float:
+    """The first step at which one of the curves [..., T] is not finite, counted from 0; NaN if there is none."""
+    finite = np.logical_and.reduce([np.isfinite(curve) for curve in curves])
+    return np.where(finite.all(-1), np.nan, finite.argmin(-1))[()]
+
+
 # %% 9 Gradient log
 
 
@@ -1578,8 +1576,7 @@ def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: flo
             saved = time.monotonic()
     score(*evaluate(model, scored), curves)
     result = {name: torch.stack(rows).cpu() for name, rows in curves.items()} | log.curves()
-    finite = (result["loss"].isfinite() & result["gradient_norm"].isfinite()).numpy()
-    return result | {"names": log.names, "diverged": math.nan if finite.all() else float(np.argmin(finite))}
+    return result | {"names": log.names, "diverged": diverged_at(result["loss"], result["gradient_norm"])}
 
 
 def overfit(config: dict, seed: int, model: nn.Module | None = None) -> dict:
@@ -1626,30 +1623,22 @@ def score(logits: Tensor, label: Tensor, curves: dict[str, list[Tensor]]) -> Non
     curves["auc"].append(ranking_accuracy(logits, label).masked_fill(diverged, math.nan))
 
 
-def plateau_rate(lr: float, scores: Sequence[float], patience: int) -> float:
-    """The learning rate behind epochs with these scores: halved whenever more than `patience` in a row were no better."""
-    best, waited = -math.inf, 0
-    for score in scores:
-        best, waited = (score, 0) if score > best else (best, waited + 1)
-        if waited > patience:
-            lr, waited = lr / 2, 0
-    return lr
-
-
 def train_until_no_better(config: dict, seed: int, model: nn.Module, graphs: Sequence[Graph], validate: Callable) -> dict:
-    """Train a model in place on the class-weighted loss with Adam at `plateau_rate`, until that falls below config["least_lr"] or
-    for config["epochs"]; each epoch batches the graphs anew. It ends with the weights that validate(model) -> float found best.
-    Returns `loss_curve` and `val_curve`, by epoch. The state lies in Runtime.checkpoint after every epoch; a trial that was killed
-    goes on from there, with bit-identical results."""
+    """Train a model in place on the class-weighted loss with Adam for config["epochs"], or until its rate falls below
+    config["least_lr"]; it is halved behind more than config["patience"] epochs in a row that were no better. Each epoch batches the
+    graphs anew. It ends with the weights that validate(model) -> float found best. Returns `loss_curve` and `val_curve`, by epoch.
+    The state lies in Runtime.checkpoint after every epoch; a trial that was killed goes on from there, to the bit."""
     both = nn.ModuleDict({"now": model, "best": copy.deepcopy(model)})
     optimizer, log = torch.optim.Adam(model.parameters(), lr=config["lr"], fused=True), GradientLog(model)
     curves: dict[str, list[Tensor]] = {"loss_curve": [], "val_curve": []}
     epoch, size = restore(both, optimizer, log, curves), config["batch"]
-    while epoch < config["epochs"]:
-        lr, losses = plateau_rate(config["lr"], curves["val_curve"], config["patience"]), []
-        if lr < config["least_lr"]:
-            break
-        optimizer.param_groups[0]["lr"] = lr
+    (group,) = optimizer.param_groups
+    group["lr"] = config["lr"]
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.5, config["patience"], threshold=0.0)
+    for value in curves["val_curve"]:
+        plateau.step(value)
+    while epoch < config["epochs"] and group["lr"] >= config["least_lr"]:
+        losses = []
         model.train()
         order = stream(seed, "order", epoch).permutation(len(graphs))
         for part in np.split(order, range(size, len(order), size)):
@@ -1659,6 +1648,7 @@ def train_until_no_better(config: dict, seed: int, model: nn.Module, graphs: Seq
             rows.clear()
         curves["loss_curve"].append(torch.stack(losses).mean())
         curves["val_curve"].append(torch.tensor(validate(model), dtype=torch.float64))
+        plateau.step(curves["val_curve"][-1])
         if curves["val_curve"][-1] >= max(curves["val_curve"]):
             both["best"].load_state_dict(model.state_dict())
         epoch += 1
@@ -1940,16 +1930,17 @@ def combine(verdicts: Sequence[str]) -> str:
 # %% 12 Flags and grids
 
 
-def at_least(minimum: float, kind: type = int, above: bool = False) -> Callable[[str], float]:
-    """Reader of a finite number >= minimum (> minimum with `above`), int or float."""
+def at_least(minimum: float, kind: type = int, above: bool = False, below: float = math.inf) -> Callable[[str], float]:
+    """Reader of a finite number >= minimum (> minimum with `above`) and < below, int or float."""
 
     def read(text: str) -> float:
         value = kind(text)
-        if not math.isfinite(value) or value < minimum or (above and value == minimum):
+        if not (math.isfinite(value) and minimum <= value < below) or (above and value == minimum):
             raise ValueError
         return value
 
-    read.expects = f"a{'n integer' if kind is int else ' number'} {'>' if above else '>='} {minimum}"
+    bounds = [f" {'>' if above else '>='} {minimum}"] * math.isfinite(minimum) + [f" < {below}"] * math.isfinite(below)
+    read.expects = f"a{'n integer' if kind is int else ' number'}{' and'.join(bounds)}"
     return read
 
 
@@ -1965,36 +1956,30 @@ def one_of(*choices: str) -> Callable[[str], str]:
     return read
 
 
-def powers_list(text: str) -> tuple[int, ...]:
-    """Reader of an adjacency stack: powers joined by commas, ascending, none twice ("0,1,2")."""
-    powers = tuple(int(word) for word in text.split(","))
-    if list(powers) != sorted(set(powers)) or powers[0] < 0:
-        raise ValueError
-    return powers
+def integers(minimum: int, ascending: bool = False) -> Callable[[str], tuple[int, ...]]:
+    """Reader of integers >= minimum joined by commas ("48,48"); ascending: and none twice ("0,1,2")."""
+
+    def read(text: str) -> tuple[int, ...]:
+        found = tuple(int(word) for word in text.split(","))
+        if min(found) < minimum or (ascending and list(found) != sorted(set(found))):
+            raise ValueError
+        return found
+
+    read.expects = f"integers >= {minimum} joined by commas" + ", ascending, none twice" * ascending
+    return read
 
 
-powers_list.expects = "powers >= 0 joined by commas, ascending, none twice, such as 0,1,2"
+def or_word(read_number: Callable[[str], float], *words: str) -> Callable[[str], float | str]:
+    """Reader of one of the words, or of a number."""
+
+    def read(text: str) -> float | str:
+        return text if text in words else read_number(text)
+
+    read.expects = " or ".join([read_number.expects, *words])
+    return read
 
 
-def widths(text: str) -> tuple[int, ...]:
-    """Reader of the widths of hidden layers, joined by commas ("48,48")."""
-    sizes = tuple(int(word) for word in text.split(","))
-    if min(sizes) < 1:
-        raise ValueError
-    return sizes
-
-
-widths.expects = "widths >= 1 joined by commas, such as 48,48"
-
-
-def probability(text: str) -> float:
-    """Reader of a probability that is neither 0 nor 1."""
-    if not 0 < float(text) < 1:
-        raise ValueError
-    return float(text)
-
-
-probability.expects = "a number > 0 and < 1"
+powers_list, widths, probability = integers(0, ascending=True), integers(1), at_least(0.0, float, above=True, below=1.0)
 
 
 @dataclass(frozen=True)
@@ -2022,24 +2007,9 @@ def norm_slots(text: str) -> str:
 norm_slots.expects = "layer, batch or none, or two of them joined by a slash"
 
 
-def logit_or_shut(text: str) -> float | str:
-    """Reader of a logit, or the word "shut": a logit of -inf, which argparse would take for a flag."""
-    if text != "shut" and not math.isfinite(float(text)):
-        raise ValueError
-    return text if text == "shut" else float(text)
-
-
-logit_or_shut.expects = "a number, or shut for -inf"
-
-
-def divisor(text: str) -> float | str:
-    """Reader of a positive number, "degree" or "root-degree"."""
-    if text in ("degree", "root-degree"):
-        return text
-    return at_least(0.0, float, above=True)(text)
-
-
-divisor.expects = "a number > 0, degree or root-degree"
+# A logit, or a logit of -inf, which argparse would take for a flag; what sums are divided by.
+logit_or_shut = or_word(at_least(-math.inf, float), "shut")
+divisor = or_word(at_least(0.0, float, above=True), "degree", "root-degree")
 
 OVERFIT_FLAGS = (
     Flag("model", one_of(*LAYERS), ("position",), "layers of this kind"),
@@ -2112,10 +2082,9 @@ class Experiment:
     """What a script is made of. trial(config, seed) returns scalars and curves (arrays) and depends on nothing else; with `stack`,
     trial(config, seeds) takes up to that many seeds as one tensor program and returns a list. cell(config) drops from a cell of the
     grid what it does not use, and raises UsageError for what contradicts. figures(run) and headline(run) show the finding. metrics
-    are the columns of the table, the main one first. smoke holds tiny values for a trial run, quick those of the cheapest run whose
-    verdicts tell something, each list's first that of the claims. derived(run) computes metrics that need several cells, a value a
-    seed; without those whose cells the run lacks. Checks may name them. memory(cell) is told and checked before the start: the
-    flag that decides, and the MB that a trial needs. seeds, quick_seeds: their number unless the user says."""
+    are the columns of the table, the main one first. smoke holds tiny values for a trial run. derived(run) computes metrics that
+    need several cells, a value a seed; without those whose cells the run lacks. Checks may name them. memory(cell) is told and
+    checked before the start: the flag that decides, and the MB that a trial needs. seeds: their number unless the user says."""
 
     file: str
     doc: str
@@ -2131,8 +2100,6 @@ class Experiment:
     memory: Callable[[dict], tuple[str, float]] = lambda cell: ("", 0.0)
     stack: int = 0
     seeds: int = 5
-    quick: dict = field(default_factory=dict)
-    quick_seeds: int = 3
 
     def run(self, config: dict, seeds: Sequence[int]) -> list[dict]:
         """The trial of every seed."""
@@ -2141,6 +2108,12 @@ class Experiment:
     @property
     def name(self) -> str:
         return Path(self.file).stem.removeprefix("exp_")
+
+    @property
+    def quick(self) -> list[str]:
+        """The arguments of a quick run, from the docstring's "Quick" line; none where the defaults are quick enough."""
+        found = re.search(r"^Quick\s+`(.+)`", self.doc, re.MULTILINE)
+        return shlex.split(found[1]) if found else []
 
     @property
     def entry(self) -> str:
@@ -2180,13 +2153,13 @@ def make_parser(experiment: Experiment) -> Parser:
         )  # fmt: skip
     run = parser.add_argument_group("run")
     seeds = f"number of seeds, paired over all arms (default {experiment.seeds})"
-    run.add_argument("--seeds", type=reader(at_least(1)), help=seeds)
+    run.add_argument("--seeds", type=reader(at_least(1)), default=experiment.seeds, help=seeds)
     run.add_argument("--first-seed", type=reader(at_least(0)), default=0, help="seeds count from here (default 0)")
     run.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     run.add_argument("--threads", type=reader(at_least(1)), default=1, help="threads of one process (default 1)")
     run.add_argument("--jobs", type=reader(at_least(1)), help="processes (default: one a core; torchrun decides for itself)")
     run.add_argument("--smoke", action="store_true", help="a tiny run that touches neither logbook nor plots")
-    quick = "the cheapest run that tells something: says whose verdicts are those of the logbook, and touches neither it nor plots"
+    quick = "the cheapest run that tells something: says which verdicts are the logbook's, and touches neither it nor plots"
     run.add_argument("--quick", action="store_true", help=quick)
     run.add_argument("--fresh", action="store_true", help="run every trial again, finished or not")
     run.add_argument("--reuse", action="store_true", help="accept finished trials that other code made; the entry says so")
@@ -2204,12 +2177,12 @@ def make_parser(experiment: Experiment) -> Parser:
 def expand_grid(experiment: Experiment, options: argparse.Namespace) -> list[dict]:
     """Every combination of flag values, baseline first, as cells without what they do not use, none twice. Raises UsageError for a
     value given twice, a cell that contradicts itself, and a flag that was given but no cell uses."""
-    values, defaults = {}, defaults_of(experiment, options)
+    values = {}
     for flag in experiment.flags:
         given = getattr(options, flag.key)
         if given is not None and len(set(given)) < len(given):
             raise UsageError(f"--{flag.name}: a value stands twice; name each once")
-        values[flag.key] = given or defaults.get(flag.key, flag.default)
+        values[flag.key] = given or (experiment.smoke if options.smoke else {}).get(flag.key, flag.default)
     cells = [experiment.cell(dict(zip(values, combination, strict=True))) for combination in itertools.product(*values.values())]
     for flag in experiment.flags:
         if getattr(options, flag.key) is not None and all(flag.key not in cell for cell in cells):
@@ -2218,8 +2191,11 @@ def expand_grid(experiment: Experiment, options: argparse.Namespace) -> list[dic
 
 
 def defaults_of(experiment: Experiment, options: argparse.Namespace) -> dict[str, tuple]:
-    """What stands in for the flags' own defaults in a smoke or a quick run."""
-    return experiment.smoke if options.smoke else experiment.quick if options.quick else {}
+    """What stands in for the flags' own defaults, and so in the claims' arms, in a smoke or a quick run."""
+    if options.quick:
+        told = make_parser(experiment).parse_args(experiment.quick)
+        return {flag.key: given for flag in experiment.flags if (given := getattr(told, flag.key)) is not None}
+    return experiment.smoke if options.smoke else {}
 
 
 def notebook_cell(experiment: Experiment, defaults: dict[str, tuple], **changes) -> dict:
@@ -2299,12 +2275,12 @@ def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str,
 
 def code_fingerprint(*paths: Path | str) -> str:
     """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws and
-    writes is left out: sections 14 and 15 of core.py (none that decides refers to them), `figures`, `headline`, `memory` of a
+    writes is left out: sections 14 to 16 of core.py (none that decides refers to them), `figures`, `headline`, `memory` of a
     script."""
     digest = hashlib.sha256()
     for path in paths:
         before, _, behind = Path(path).read_text(encoding="utf-8").partition("\n# %% 14 ")
-        tree = ast.parse(before + "\n" + behind.partition("\n# %% 16 ")[2].partition("\n")[2])
+        tree = ast.parse(before + "\n" + behind.partition("\n# %% 17 ")[2].partition("\n")[2])
         tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline", "memory")]
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -2352,9 +2328,8 @@ def resumed(function: Callable[[int], np.ndarray], count: int) -> list[np.ndarra
             with np.load(path, allow_pickle=False) as file:
                 rows = np.split(file["values"], file["lengths"].cumsum()[:-1])
         except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise UsageError(
-                f"{path}: not a checkpoint of this trial ({type(error).__name__}); delete it or give --fresh"
-            ) from error
+            fix = f"not a checkpoint of this trial ({type(error).__name__}); delete it or give --fresh"
+            raise UsageError(f"{path}: {fix}") from error
     for i in range(len(rows), count):
         rows.append(np.asarray(function(i), dtype=float))
         if path and time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -2794,16 +2769,12 @@ def save_columns(columns: dict[str, Sequence], stem: Path) -> None:
 # %% 15 Logbook
 
 NOTEBOOKS = {  # the notebooks' sections in their order, by the words with which a claim's source begins
-    "graph notebook": (
-        "opening", "content", "next actions", "step", "before 6/3", "6/3", "8.3", "9.3", "10.3", "13/3", "14.3", "15.3", "24.3",
-        "11/4", "12/4", "13/4",
-    ),
-    "logic journal": (
-        "simple version", "trainable gates", "fixed sparse weights", "predictions", "relu but gate", "only one is relu", "speed",
-        "learning rate", "lesser gate", "48 x 20", "48 x 48", "why the heck", "plain", "regulariser", "and-or", "sum-1", "half-lr",
-        "weights-clipped",
-    ),
-    "attention notebook": ("toes", "Ablations", "later", "speed"),
+    "graph notebook": ("opening", "content", "next actions", "step", "before 6/3", "6/3", "8.3", "9.3", "10.3", "13/3", "14.3",
+                       "15.3", "24.3", "11/4", "12/4", "13/4"),
+    "attention notebook": ("speed", "toes", "Ablations", "later"),
+    "logic journal": ("simple version", "trainable gates", "fixed sparse weights", "predictions", "relu but gate",
+                      "only one is relu", "speed", "learning rate", "lesser gate", "48 x 20", "48 x 48", "plain", "why the heck",
+                      "regulariser", "and-or", "sum-1", "half-lr", "weights-clipped"),
     "question-answering notebook": ("Publication Clean Up", "Visualisations", "Graph structuring", "Pretraining"),
 }  # fmt: skip
 LOGBOOK_TITLE = "# Logbook\n"
@@ -2851,10 +2822,8 @@ def judge(experiment: Experiment, run: Run, defaults: dict[str, tuple]) -> list[
             compared = "" if check.versus is None else " ratio" if check.scale == "ratio" else " difference"
             effects.append(f"{check.metric.replace('_', ' ')}{compared} {found}, claimed {range_name(check.claimed)}: {verdict}")
         verdict = combine(verdicts)
-        effect = (
-            "; ".join(effects) + f"; n = {', '.join(map(str, counts))}" if verdict != "not tested" else "not tested by this run"
-        )
-        judged.append((claim, verdict, effect))
+        tested = "; ".join([*effects, f"n = {', '.join(map(str, counts))}"])
+        judged.append((claim, verdict, "not tested by this run" if verdict == "not tested" else tested))
     return judged
 
 
@@ -3031,7 +3000,10 @@ def read_logbook(logbook: Path) -> str:
     return text
 
 
-def compared(experiment: Experiment, run: Run, options: argparse.Namespace) -> str:
+# %% 16 Command line
+
+
+def quick_summary(experiment: Experiment, run: Run, options: argparse.Namespace) -> str:
     """How many of a quick run's verdicts are the logbook's last ones, in a line; the others by name."""
     known = {}
     for match, claims in entries_of(read_logbook(options.logbook).partition(INDEX_END)[2]):
@@ -3078,7 +3050,7 @@ def conclude(experiment: Experiment, run: Run, options: argparse.Namespace, argv
     print(entry)
     print(f"peak memory {memory_mb():.0f} MB")
     if options.quick:
-        print(compared(experiment, run, options))
+        print(quick_summary(experiment, run, options))
     if not (dry or options.no_log):
         appended = append_entry(options.logbook, entry, f"{experiment.name}-{identity}", options.once)
         print(f"appended to {options.logbook}" if appended else f"its entry stands in {options.logbook}")
@@ -3091,7 +3063,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     speaks = first = int(os.environ.get("RANK", 0)) == 0
     kept = "finished trials are kept, the same command goes on from them"
     try:
-        options = make_parser(experiment).parse_args(argv)
+        options = make_parser(experiment).parse_args([*(experiment.quick if "--quick" in argv else []), *argv])
         if options.no_log and (options.note or options.tag):
             raise UsageError("--no-log with --note or --tag: they stand in the entry that --no-log leaves out; drop one")
         if options.smoke and options.quick:
@@ -3101,7 +3073,6 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         if options.fresh and options.reuse:
             raise UsageError("--fresh with --reuse: one runs all again, the other nothing; drop one")
         cells = expand_grid(experiment, options)
-        options.seeds = options.seeds or (experiment.quick_seeds if options.quick else experiment.seeds)
         if options.smoke:
             options.seeds = min(options.seeds, 2 if len(cells) < 32 else 1)
         set_up(options.device, options.threads)
@@ -3141,7 +3112,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     return status
 
 
-# %% 16 Circuits
+# %% 17 Circuits
 
 
 def hardened_circuit(network: GateNetwork, row: int) -> Circuit:
@@ -3417,7 +3388,7 @@ def circuit_figure(circuit: Circuit, kind: str, finding: str, texts: Sequence[tu
     return Figure(kind, figure, finding, columns, texts)
 
 
-# %% 17 Text
+# %% 18 Text
 
 PASSAGE_WORDS = 8  # words: no passage so long stands in both parts of a text
 LEAST_BYTES = 10_000  # of a part of a text
@@ -3509,7 +3480,7 @@ def as_text(train: str, held_out: str) -> Text:
     return Text(*(np.frombuffer(part, np.uint8) for part in (one, other)), hashlib.sha256(one + b"\0" + other).hexdigest())
 
 
-# %% 18 Language models
+# %% 19 Language models
 
 VOCABULARY = 256  # a token is a byte
 HELD_OUT_WINDOWS = 256
@@ -3691,11 +3662,8 @@ def held_out_loss(model: LanguageModel, text: Text, length: int, count: int = HE
     starts = np.linspace(0, len(text.held_out) - length - 1, count).astype(int)
     inputs, targets = windows(text.held_out, starts, length)
     size = max(1, 2048 // length)
-    losses = [
-        F.cross_entropy(model(x), y.flatten(), reduction="sum")
-        for x, y in zip(inputs.split(size), targets.split(size), strict=True)
-    ]
-    return torch.stack(losses).sum() / targets.numel()
+    parts = zip(inputs.split(size), targets.split(size), strict=True)
+    return torch.stack([F.cross_entropy(model(x), y.flatten(), reduction="sum") for x, y in parts]).sum() / targets.numel()
 
 
 class EqualSteps:
@@ -3726,11 +3694,7 @@ def train_on_text(config: dict, seed: int, pace: Callable | None = None) -> dict
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config["lr"], betas=(0.9, 0.95), fused=True)
     rng, pace, every = stream(seed, "order"), (pace or EqualSteps)(config, model), max(config["steps"] // 10, 1)
-    curves, size, warmup = (
-        {"train_loss": [], "gradient_curve": []},
-        config["batch"] * config["length"],
-        max(config["steps"] // 10, 1),
-    )
+    curves, size, warmup = {"train_loss": [], "gradient_curve": []}, config["batch"] * config["length"], every
     lengths, counts, points, at = [], [], [], []
     while (taken := pace.next())[1]:
         if len(lengths) % every == 0:
@@ -3756,18 +3720,15 @@ def train_on_text(config: dict, seed: int, pace: Callable | None = None) -> dict
         counts.append(count)
     final = held_out_loss(model, text, config["length"])
     result = {name: torch.stack(rows).cpu().numpy() for name, rows in curves.items()}
-    finite = np.isfinite(result["train_loss"]) & np.isfinite(result["gradient_curve"])
     loss, tokens = float(final), float(np.dot(counts, [size // length * length for length in lengths]))
     result |= {"loss": loss, "bits": loss / math.log(2), "steps": float(len(lengths)), "tokens": tokens}
     result |= {"gradient_norm": float(np.median(result["gradient_curve"])), "micro_batch_curve": np.array(counts, np.float32)}
     result |= {"length_curve": np.array(lengths, np.float32), "curve": torch.stack([*points, final]).cpu().numpy()}
-    return result | {
-        "at": np.array([*at, len(lengths)], np.float32),
-        "diverged": math.nan if finite.all() else float(finite.argmin()),
-    }
+    diverged = diverged_at(result["train_loss"], result["gradient_curve"])
+    return result | {"at": np.array([*at, len(lengths)], np.float32), "diverged": diverged}
 
 
-# %% 19 Graph questions
+# %% 20 Graph questions
 
 KINDS = ("query", "passage query", "passage", "subject", "object", "entity", "candidate")  # of nodes; subject, object: mentions
 QUERY, PASSAGE_QUERY, PASSAGE, SUBJECT, OBJECT, ENTITY, CANDIDATE = range(len(KINDS))
@@ -4042,7 +4003,7 @@ def keep_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     return arrays
 
 
-# %% 20 Graph attention
+# %% 21 Graph attention
 
 
 def node_order(nodes: Tensor, count: int) -> Tensor:
@@ -4253,12 +4214,8 @@ class QuestionLayer(nn.Module):
         linear = KindLinear if types == "switch" else SharedLinear
         self.heads, self.form = heads, form
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.inputs, self.out, self.first, self.last = (
-            linear(dim, 3 * dim),
-            linear(dim, dim),
-            linear(dim, 2 * dim),
-            linear(2 * dim, dim),
-        )
+        self.inputs, self.out = linear(dim, 3 * dim), linear(dim, dim)
+        self.first, self.last = linear(dim, 2 * dim), linear(2 * dim, dim)
         self.types = nn.Parameter(torch.zeros(len(KINDS) ** 2, heads), requires_grad=types != "none")
 
     def mixed(self, x: Tensor, batch: QuestionBatch) -> Tensor:
@@ -4288,11 +4245,8 @@ class QuestionModel(nn.Module):
         super().__init__()
         dim, depth = options["dim"], options["depth"]
         self.embed, self.kinds = nn.Embedding(words, dim), nn.Embedding(len(KINDS), dim)
-        self.slots, self.mark, self.inject = (
-            nn.Parameter(torch.randn(SLOTS, dim, dim) * dim**-0.5),
-            nn.Parameter(torch.randn(dim)),
-            Linear(dim, dim),
-        )
+        self.slots = nn.Parameter(torch.randn(SLOTS, dim, dim) * dim**-0.5)
+        self.mark, self.inject = nn.Parameter(torch.randn(dim)), Linear(dim, dim)
         nn.init.normal_(self.kinds.weight, std=0.5 * (options["types"] != "none"))
         self.kinds.weight.requires_grad_(options["types"] != "none")
         make = functools.partial(QuestionLayer, dim, options["heads"], options["types"], options["form"])
@@ -4319,7 +4273,7 @@ class QuestionModel(nn.Module):
         return score[batch.candidate].masked_fill(batch.candidate < 0, -math.inf)
 
 
-# %% 21 Answering
+# %% 22 Answering
 
 QUESTION_FLAGS = (
     Flag("query", one_of(*QUERY_FORMS), ("start",), "where the query is: on the start's nodes, nowhere, on all nodes, a node "
@@ -4358,12 +4312,8 @@ def question_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]
 
 def question_cell(config: dict) -> dict:
     """A cell of `QUESTION_FLAGS`, without what the user's own questions make needless. Raises UsageError for what cannot be."""
-    hops, entities, relations, told = (
-        config["hops"],
-        config["entities"],
-        config["relations"],
-        config["facts"] + config["restated"],
-    )
+    hops, entities, relations = config["hops"], config["entities"], config["relations"]
+    told, few = config["facts"] + config["restated"], entities <= max(hops) or config["facts"] < max(hops)
     if config["dim"] % config["heads"]:
         raise UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
     names = config["links"].split(",")
@@ -4381,11 +4331,7 @@ def question_cell(config: dict) -> dict:
         (config["facts"] > entities * relations, "facts", f"at most entities x relations = {entities * relations}"),
         (config["restated"] > config["facts"], "restated", f"there are --facts {config['facts']}"),
         (config["passages"] > told, "passages", f"only {told} sentences are told; take fewer"),
-        (
-            entities <= max(hops) or config["facts"] < max(hops),
-            "hops",
-            f"{entities} entities and {config['facts']} facts are too few",
-        ),
+        (few, "hops", f"{entities} entities and {config['facts']} facts are too few"),
     ):
         if wrong:
             shown = ",".join(map(str, hops)) if flag == "hops" else config[flag]
@@ -4515,12 +4461,11 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
                 curves[hops].append(answered(model, batches).float().mean())
         if step == steps:
             break
-        batch = (
-            draw(rng, step) if draw else data.draw(rng, config["batch"], [h for i, h in enumerate(data.hops) if i * wait <= step])
-        )
+        hops = [h for i, h in enumerate(data.hops) if i * wait <= step]
+        batch = draw(rng, step) if draw else data.draw(rng, config["batch"], hops)
         losses.append(optimizer.step(F.cross_entropy(model(batch), batch.answer)))
     loss = torch.stack(losses).cpu().numpy()
-    result = {"train_loss": loss, "diverged": math.nan if np.isfinite(loss).all() else float(np.isfinite(loss).argmin())}
+    result = {"train_loss": loss, "diverged": diverged_at(loss)}
     result |= {"parameters": float(sum(p.numel() for p in model.parameters() if p.grad is not None))}
     for hops in range(1, MOST_HOPS + 1):
         batches = test.get(hops, ())
@@ -4533,7 +4478,7 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
     return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test if test[hops]]))}
 
 
-# %% 22 Attention, watched and timed
+# %% 23 Attention, watched and timed
 
 
 def chain_edges(batch: QuestionBatch) -> np.ndarray:
@@ -4574,9 +4519,8 @@ class WatchedQuestions:
         for layer, late in zip(weight, weight[::-1], strict=True):
             ahead.append((ahead[-1] + np.bincount(self.target, layer * ahead[-1][self.source], self.nodes)) / 2)
             back.append((back[-1] + np.bincount(self.source, late * back[-1][self.target], self.nodes)) / 2)
-        return sum(
-            w * one[self.source] * other[self.target] for w, one, other in zip(weight, ahead[:-1], back[-2::-1], strict=True)
-        )
+        met = zip(weight, ahead[:-1], back[-2::-1], strict=True)
+        return sum(w * one[self.source] * other[self.target] for w, one, other in met)
 
     def foremost(self, score: np.ndarray, share: float, among: np.ndarray | None = None) -> np.ndarray:
         """The edges with the highest score of each question, that share of its edges; with `among`, as many of each type as among
@@ -4630,20 +4574,13 @@ def draw_attention(
             look |= {"linewidth": max(4 * weight[edge], 0.8), "linestyle": "-" if weight[edge] >= 0.2 else ":"}
             axes.plot((x, to_x), (y, to_y), **look)
             if gold and named:
-                axes.annotate(
-                    "",
-                    (0.45 * x + 0.55 * to_x, 0.45 * y + 0.55 * to_y),
-                    (x, y),
-                    arrowprops={"arrowstyle": "-|>", "color": "#E69F00"},
-                )
+                middle = (0.45 * x + 0.55 * to_x, 0.45 * y + 0.55 * to_y)
+                axes.annotate("", middle, (x, y), arrowprops={"arrowstyle": "-|>", "color": "#E69F00"})
     ends = {q.start[0]: "#009E73", q.answer[0]: "#D55E00"}
     colours = [ends.get(node, "black" if node in entities else "#999999") for node in range(len(kind))]
     axes.scatter(*at.T, s=36 if named else 5, c=colours, zorder=3)
-    text = {
-        (n, s): " ".join(words[w] for w in q.word[(q.node == n) & (q.slot == s)])
-        for n in (*mention, *entities, 0)
-        for s in range(4)
-    }
+    told = itertools.product((*mention, *entities, 0), range(4))
+    text = {(n, s): " ".join(words[w] for w in q.word[(q.node == n) & (q.slot == s)]) for n, s in told}
     for node in (*mention, *entities, 0) if named else ():
         name = text[node, 0] + {q.start[0]: " (start)", q.answer[0]: " (answer)"}.get(node, "")
         name = f"{text[node, 1]} {name}" if q.kind[node] == OBJECT else name
@@ -4686,7 +4623,7 @@ def attention_flops(nodes: int, edges: float, dim: int, heads: int) -> dict[str,
     return dense | dict.fromkeys(("edges", "csr"), 12.0 * edges * dim)
 
 
-# %% 23 PATTERN, solved
+# %% 24 PATTERN, solved
 
 SHARE = 1 / (COMMUNITIES + 1)  # of nodes that are on the pattern: it is as large as a community
 
@@ -4763,9 +4700,8 @@ class LabelChain:
         if not communities:  # log chance of a labelling with 0, 1, .. nodes on the pattern, for each graph
             ways = lambda m: np.array([math.lgamma(m + 1) - math.lgamma(s + 1) - math.lgamma(m - s + 1) for s in range(m + 1)])  # noqa: E731
             rows = [size_weights(len(a), sizes) - ways(len(a)) for a in adjacencies]
-            self.prior = torch.stack(
-                [torch.from_numpy(np.pad(r, (0, n + 1 - len(r)), constant_values=-np.inf)) for r in rows]
-            ).float()
+            rows = [np.pad(row, (0, n + 1 - len(row)), constant_values=-np.inf) for row in rows]
+            self.prior = torch.from_numpy(np.stack(rows)).float()
         self.generator, self.graphs = torch.Generator().manual_seed(int(rng.integers(2**62))), torch.arange(b)
 
     def draw_labels(self, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -4837,11 +4773,8 @@ def unknown_pattern(adjacencies: Sequence[np.ndarray], rng: np.random.Generator,
 def kept_posterior(graphs: Sequence[Graph], seed: int, sweeps: int) -> list[np.ndarray]:
     """`unknown_pattern` of graphs, the mean of two chains: each node's chance [n], the best that anyone can know. It lies in runs/
     for the next one who asks for the same graphs."""
-    made_by = (
-        EDGE_INSIDE,
-        EDGE_BETWEEN,
-        *map(inspect.getsource, (total_chances, size_weights, LabelChain, unknown_pattern, kept_posterior)),
-    )
+    code = (total_chances, size_weights, LabelChain, unknown_pattern, kept_posterior)
+    made_by = (EDGE_INSIDE, EDGE_BETWEEN, *map(inspect.getsource, code))
     digest = hashlib.sha256(repr((seed, sweeps, made_by)).encode())
     for graph in graphs:
         digest.update(graph.edges.tobytes() + b"-")

@@ -11,6 +11,7 @@ Rule        5 paired seeds; 32 graphs, one batch, one step an epoch, 4 layers. S
             falls if one lies wholly outside (CLAIMS, below; fixed before the first full run).
 Cost        about 6 min on 2 cores with the defaults, all without distance. With distance, two entries of their own, about 12 min:
             `--distance on --epochs 200 --order stored` and `--distance on --epochs 200 --order shuffled --dim 100 16`
+Quick       `--dim 100 3 --order stored --epochs 300 --seeds 3`
 """
 
 import numpy as np

@@ -13,6 +13,7 @@ Cost        about 12 min on 2 cores, and 4 min for the second command; both with
             --lr 1e-4 --layers 4 --feedforward-norm none --norm-mask on --unreachable shut --clip 5 --model position gin --fix none
             divide-3 divide-8 divide-20 divide-59 divide-degree divide-root-degree layer-mixed batch-mixed batch-readout
             centred-readout batch-mlp warm-up no-clip tight-clip
+Quick       `--unreachable shut --norm-mask on --feedforward-norm none --clip 5 --epochs 40 --seeds 3`
 """
 
 import numpy as np

@@ -2,11 +2,11 @@
 
 Entry       logic journal: "why the heck did that happen?", "NOOOOO blow up", "WAIT! it blew up", step size 0.05, weights within ±1
 Hypothesis  They blow up at step 9948, 11578 with AND and OR, 2590 with gates over their sum, about 5000 with weights within ±1.
-            Ours: training runs at the edge of stability, where each step overshoots. The polynomial fits where few cells live and
-            grows without bound towards 9: one rare neighbourhood of 8 or 9, with most of a batch's loss, throws the weights.
+            Ours: steps overshoot, and one rare neighbourhood of 8 or 9, where the polynomial grows unbound, throws the weights.
 Rule        8 seeds, exact binomial intervals of rates; runs that survive count with their last step. "None blows up": fewer than 2
             in 5 runs. A claim stands if the 95% interval of every check is in range, falls if one is out.
 Cost        about 26 min on 2 cores, with --kind plain --fix none error-clip bounded softmax all-clipped adam for the rest
+Quick       `--kind plain sum-1 --fix none --steps 4000`
 """
 
 import numpy as np

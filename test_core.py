@@ -1239,6 +1239,12 @@ def test_balanced_accuracy_is_pooled():
     assert core.class_recalls(torch.tensor([[3, 1], [0, 0]])).tolist() == [0.75, 0.0]  # an absent class counts 0
 
 
+def test_a_curve_diverges_at_its_first_step_that_is_not_finite():
+    curve = np.array([[1.0, 2.0, 3.0], [1.0, np.nan, 3.0], [np.inf, 1.0, np.nan]])
+    np.testing.assert_array_equal(core.diverged_at(curve), [np.nan, 1, 0])
+    assert core.diverged_at(curve[0], np.array([0, 0, np.inf])) == 2 and np.isnan(core.diverged_at(torch.ones(2)))
+
+
 def test_ranking_accuracy_is_the_rank_sum():
     rng = np.random.default_rng(0)
     label = torch.from_numpy(rng.integers(2, size=200))
@@ -1720,7 +1726,7 @@ def test_a_quick_run_says_whose_verdicts_stand_and_writes_nothing(toy, capsys):
     assert toy.run("--seeds", "5", claims=claims) == 0  # the first arm 1 to 1.4, and quick 2 to 2.2
     text, drawn = toy.logbook.read_bytes(), sorted((toy.path / "plots").iterdir())
     capsys.readouterr()
-    assert toy.run("--quick", claims=[*claims, claim("new", 0)], quick={"a": (2,)}) == 0
+    assert toy.run("--quick", claims=[*claims, claim("new", 0)], doc=f"{toy.experiment.doc}\nQuick  `--a 2 --seeds 3`, 1 s") == 0
     assert toy.logbook.read_bytes() == text and sorted((toy.path / "plots").iterdir()) == drawn
     out = capsys.readouterr().out
     assert "toy: 3 trials" in out and out.endswith(
@@ -1845,7 +1851,7 @@ def test_interleaved_medians_take_turns():
         ("legend.frameon", "legend.fancybox", True),  # section 14
         ('LOGBOOK_TITLE = "# Logbook\\n"', 'LOGBOOK_TITLE = "# Book\\n"', True),  # section 15
         ("CHECKPOINT_SECONDS = 60.0", "CHECKPOINT_SECONDS = 61.0", False),  # section 10
-        ("strip_words = 8192", "strip_words = 4096", False),  # section 16
+        ("strip_words = 8192", "strip_words = 4096", False),  # section 17
         ('"""Replace a file wholly or not at all', '"""Exchange a file wholly or not at all', True),
     ],
 )
@@ -3531,11 +3537,14 @@ def test_a_file_that_is_no_list_of_graphs_is_refused(tmp_path, content):
         assert "\n" not in str(error.value)
 
 
-def test_the_rate_halves_where_scores_stand_still():
-    scores = [1.0, 2.0, 2.0, 1.5, 1.9, 2.1, 2.0, 2.0, math.nan, 2.0]
-    rates = [core.plateau_rate(8.0, scores[:i], 2) for i in range(len(scores) + 1)]
-    assert rates == [8.0] * 5 + [4.0] * 4 + [2.0, 2.0]
-    assert core.plateau_rate(8.0, scores, 0) == 8.0 / 2**7
+def rate_behind(lr, scores, patience):
+    """The rate behind epochs with these scores: halved whenever more than `patience` in a row were no better."""
+    best, waited = -math.inf, 0
+    for score in scores:
+        best, waited = (score, 0) if score > best else (best, waited + 1)
+        if waited > patience:
+            lr, waited = lr / 2, 0
+    return lr
 
 
 def whole_task(tmp_path, name, **changes):
@@ -3578,6 +3587,7 @@ def test_a_training_that_was_killed_in_an_epoch_goes_on_with_the_same_numbers(tm
 def test_training_ends_with_its_best_weights_and_with_its_rate(tmp_path):
     curves, model, validate = whole_task(tmp_path, "best", epochs=12, lr=0.05)
     assert validate(model) == curves["val_curve"].max() > curves["val_curve"].min()
-    short = whole_task(tmp_path, "short", epochs=12, least_lr=0.005)[0]
-    rates = [core.plateau_rate(0.01, short["val_curve"][:i], 0) for i in range(len(short["val_curve"]) + 1)]
-    assert rates[-1] < 0.005 <= rates[-2] and len(short["val_curve"]) < 12
+    for patience in (0, 1):
+        short = whole_task(tmp_path, f"short {patience}", epochs=40, least_lr=0.005, patience=patience)[0]["val_curve"]
+        rates = [rate_behind(0.01, short[:i], patience) for i in range(len(short) + 1)]
+        assert rates[-1] < 0.005 <= rates[-2] and patience + 2 < len(short) < 40

@@ -267,6 +267,20 @@ def test_help_tells_the_rule_and_every_flag(script, capsys):
         assert f"--{flag.name} V" in told and " ".join(flag.help.split()[:3]) in told
 
 
+def test_a_quick_run_covers_some_claims(script):
+    experiment = script.EXPERIMENT
+    options = core.make_parser(experiment).parse_args([*experiment.quick, "--quick"])
+    cells, defaults = core.expand_grid(experiment, options), core.defaults_of(experiment, options)
+
+    def covered(check):
+        try:
+            return all(core.notebook_cell(experiment, defaults, **(arm or {})) in cells for arm in (check.cell, check.versus))
+        except core.UsageError:  # an arm that the quick settings exclude
+            return False
+
+    assert any(all(map(covered, claim.checks)) for claim in experiment.claims)
+
+
 def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
     for flag in script.EXPERIMENT.flags:
         for nonsense in ("", "nonsense", "nan", *(["-3"] if flag.key != "unreachable" else [])):
