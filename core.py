@@ -2277,17 +2277,21 @@ def code_fingerprint(*paths: Path | str) -> str:
     """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws and
     writes is left out: sections 14 to 16 of core.py (none that decides refers to them), `figures`, `headline`, `memory` of a
     script."""
-    digest = hashlib.sha256()
-    for path in paths:
-        before, _, behind = Path(path).read_text(encoding="utf-8").partition("\n# %% 14 ")
-        tree = ast.parse(before + "\n" + behind.partition("\n# %% 17 ")[2].partition("\n")[2])
-        tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline", "memory")]
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                body[0] = ast.Pass()
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()[:8]
+    trees = b"".join(deciding_tree(Path(path).read_text(encoding="utf-8")) for path in paths)
+    return hashlib.sha256(trees).hexdigest()[:8]
+
+
+@functools.cache
+def deciding_tree(source: str) -> bytes:
+    """The syntax trees for `code_fingerprint`, written out."""
+    before, _, behind = source.partition("\n# %% 14 ")
+    tree = ast.parse(before + "\n" + behind.partition("\n# %% 17 ")[2].partition("\n")[2])
+    tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline", "memory")]
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0] = ast.Pass()
+    return ast.dump(tree).encode()
 
 
 def trial_key(config: dict, seed: int) -> str:

@@ -1735,6 +1735,40 @@ def test_a_quick_run_says_whose_verdicts_stand_and_writes_nothing(toy, capsys):
     )
 
 
+def test_a_hundred_kills_lose_nothing_and_double_nothing(toy, tmp_path):
+    """Of a run that grows by a seed whenever it was let to its end, killed at random moments."""
+    rng, fork, kills, seeds = np.random.default_rng(0), multiprocessing.get_context("fork"), 0, 1
+
+    def run():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        raise SystemExit(toy.run("--once", "--seeds", str(seeds), figures=lambda run: []))
+
+    while kills < 100:
+        process = fork.Process(target=run)
+        process.start()
+        process.join(rng.uniform(0.0, 0.2))
+        if process.is_alive():
+            process.kill()
+            kills += 1
+        process.join()
+        assert process.exitcode in (0, -9)
+        found = [core.read_record(path)[1] for path in records(toy)]
+        assert {(meta["config"]["a"], meta["seed"]) for meta in found} <= {(a, s) for a in (1, 2, 3) for s in range(seeds)}
+        entries = index_of(core.read_logbook(toy.logbook)).count("](#toy-")
+        assert seeds - 1 <= entries <= seeds
+        if process.exitcode == 0:
+            assert entries == seeds and len(found) == 3 * seeds
+            seeds += 1
+    assert seeds > 3
+    whole = {path.name: core.read_record(path)[0] for path in records(toy)}
+    for path in records(toy):
+        path.unlink()
+    assert toy.run("--seeds", str(seeds - 1), "--no-log") == 0
+    for path in records(toy):
+        result = core.read_record(path)[0]
+        assert result["sum"] == whole[path.name]["sum"] and np.array_equal(result["curve"], whole[path.name]["curve"])
+
+
 def test_finished_trials_are_not_run_again(toy, capsys):
     assert toy.run("--a", "1") == 0
     before = {path: path.stat().st_mtime_ns for path in records(toy)}
