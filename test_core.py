@@ -3597,22 +3597,24 @@ def whole_task(tmp_path, name, **changes):
 
 
 def test_a_training_that_was_killed_in_an_epoch_goes_on_with_the_same_numbers(tmp_path, monkeypatch):
-    whole, model, _ = whole_task(tmp_path, "whole")
+    how = {"lr": 0.05, "epochs": 8}
+    whole, model, _ = whole_task(tmp_path, "whole", **how)
+    assert rate_behind(0.05, whole["val_curve"][:5], 0) < 0.05  # which the second run has to know
     step, taken = core.training_step, []
 
     def dying(*arguments):
         taken.append(1)
-        if len(taken) == 8:  # the second step of the third epoch
+        if len(taken) == 17:  # the second step of the sixth epoch
             raise KeyboardInterrupt
         return step(*arguments)
 
     monkeypatch.setattr(core, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        whole_task(tmp_path, "cut")
-    resumed, again, _ = whole_task(tmp_path, "cut")
-    assert len(taken) == 8 + 9 and (tmp_path / "cut").exists()
+        whole_task(tmp_path, "cut", **how)
+    resumed, again, _ = whole_task(tmp_path, "cut", **how)
+    assert len(taken) == 17 + 9 and (tmp_path / "cut").exists()
     for name, curve in whole.items():
-        assert len(curve) == 5
+        assert len(curve) == 8
         np.testing.assert_array_equal(curve, resumed[name])
     for one, two in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, two)
