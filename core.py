@@ -128,7 +128,7 @@ def cpu_name() -> str:
 
 
 def environment_stamp() -> dict[str, str]:
-    """What a number depends on beside code and seed: commit, versions, device, threads, allocator."""
+    """What a number depends on beside code and seed: commit, versions, device, threads."""
 
     def git(*words: str) -> str:
         with contextlib.suppress(FileNotFoundError):  # git itself may be missing
@@ -602,12 +602,7 @@ class Circuit(NamedTuple):
         return dict(enumerate(self.gates, CELLS))
 
 
-OPERATIONS = tuple(eval(f"lambda a, b: {text}") for text in EXPRESSIONS)  # of these constants alone; no text is looked at later
-
-
-def apply_gate(gate: int, a, b):
-    """A gate of values that know & | ^ and ~: bool arrays or unsigned words."""
-    return OPERATIONS[gate](a, b)
+OPERATIONS = tuple(eval(f"lambda a, b: {text}") for text in EXPRESSIONS)  # of bools or unsigned words; of these constants alone
 
 
 def all_signals(circuit: Circuit, cells: Sequence) -> list:
@@ -1939,7 +1934,7 @@ def at_least(minimum: float, kind: type = int, above: bool = False, below: float
             raise ValueError
         return value
 
-    bounds = [f" {'>' if above else '>='} {minimum}"] * math.isfinite(minimum) + [f" < {below}"] * math.isfinite(below)
+    bounds = [f" {'>' if above else '>='} {minimum:g}"] * math.isfinite(minimum) + [f" < {below:g}"] * math.isfinite(below)
     read.expects = f"a{'n integer' if kind is int else ' number'}{' and'.join(bounds)}"
     return read
 
@@ -2038,10 +2033,20 @@ OVERFIT_FLAGS = (
 TRANSFORMER_ONLY = ("activation", "stack", "distance", "unreachable", "norm", "mixed_norm", "feedforward_norm", "heads", "hidden")
 
 
-def overfit_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
-    """The flags of the notebook's overfit set-up, with other defaults where given; `without` names keys to leave out."""
-    kept = [flag for flag in OVERFIT_FLAGS if flag.key not in without]
-    return [replace(flag, default=defaults[flag.key]) if flag.key in defaults else flag for flag in kept]
+def choose_flags(flags: Sequence[Flag], without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
+    """The flags of a set-up, with other defaults where given; `without` names keys to leave out. KeyError for one that is none."""
+    if unknown := {*without, *defaults} - {flag.key for flag in flags}:
+        raise KeyError(f"no such flags: {', '.join(sorted(unknown))}")
+    return [replace(flag, default=defaults.get(flag.key, flag.default)) for flag in flags if flag.key not in without]
+
+
+overfit_flags = functools.partial(choose_flags, OVERFIT_FLAGS)
+
+
+def require_heads(config: dict, even: bool = False) -> None:
+    """Raise UsageError unless the heads divide the width (`even`: into parts of even width)."""
+    if config["dim"] % (config["heads"] * (1 + even)):
+        raise UsageError(f"--heads {config['heads']}: must divide --dim {config['dim']}" + ", into even parts" * even)
 
 
 def overfit_cell(config: dict) -> dict:
@@ -2050,8 +2055,7 @@ def overfit_cell(config: dict) -> dict:
         raise UsageError(f"--graphs {config['graphs']}: the training split has {len(PatternData(0))}")
     if config["model"] in GIN_KINDS:
         return {key: value for key, value in config.items() if key not in TRANSFORMER_ONLY}
-    if config["dim"] % config["heads"]:
-        raise UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
+    require_heads(config)
     unread = {"activation", "unreachable", "divide"} if config["model"] == "content" else set()
     if config["model"] == "content" and config["distance"] == "off":
         unread |= {"stack"}
@@ -2146,10 +2150,11 @@ def make_parser(experiment: Experiment) -> Parser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     grid = parser.add_argument_group("hyperparameters", "One or more values each; several make a grid, crossed with the seeds.")
     for flag in experiment.flags:
+        expects = f": {flag.read.expects}" if hasattr(flag.read, "expects") else ""
         shown = " ".join(",".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in flag.default)
         grid.add_argument(
             f"--{flag.name}", nargs="+", type=reader(flag.read), metavar="V",
-            help=f"{flag.help}: {getattr(flag.read, 'expects', 'value')} (default {shown})".replace("%", "%%"),
+            help=f"{flag.help}{expects} (default {shown})".replace("%", "%%"),
         )  # fmt: skip
     run = parser.add_argument_group("run")
     seeds = f"number of seeds, paired over all arms (default {experiment.seeds})"
@@ -2159,8 +2164,7 @@ def make_parser(experiment: Experiment) -> Parser:
     run.add_argument("--threads", type=reader(at_least(1)), default=1, help="threads of one process (default 1)")
     run.add_argument("--jobs", type=reader(at_least(1)), help="processes (default: one a core; torchrun decides for itself)")
     run.add_argument("--smoke", action="store_true", help="a tiny run that touches neither logbook nor plots")
-    quick = "the cheapest run that tells something: says which verdicts are the logbook's, and touches neither it nor plots"
-    run.add_argument("--quick", action="store_true", help=quick)
+    run.add_argument("--quick", action="store_true", help="a cheap run that says which verdicts are those of the logbook")
     run.add_argument("--fresh", action="store_true", help="run every trial again, finished or not")
     run.add_argument("--reuse", action="store_true", help="accept finished trials that other code made; the entry says so")
     record = parser.add_argument_group("record")
@@ -2367,11 +2371,10 @@ def grouped(experiment: Experiment, trials: Sequence[Trial]) -> list[list[int]]:
     return groups
 
 
-def list_trials(experiment: Experiment, cells: list[dict], options: argparse.Namespace) -> list[Trial]:
+def list_trials(experiment: Experiment, cells: list[dict], options: argparse.Namespace, code: str) -> list[Trial]:
     """Every trial of the grid, cell by cell, seed by seed; deletes what `--fresh` discards. UsageError for a damaged record."""
     folder = options.runs / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
-    code = code_fingerprint(__file__, experiment.file)
     trials = []
     for cell, seed in itertools.product(cells, range(options.first_seed, options.first_seed + options.seeds)):
         key = trial_key(cell, seed)
@@ -2560,6 +2563,11 @@ def panel_grid(panels: Sequence[str], across: int, height: float, x: str, y: str
     return figure, dict(zip(panels, grid.flat, strict=False))
 
 
+def add_title(figure, finding: str) -> None:
+    """The finding as title, in lines that fit, its first letter a capital."""
+    figure.suptitle(textwrap.fill(finding[:1].upper() + finding[1:], int(10 * figure.get_figwidth())), fontsize=12)
+
+
 def add_legend(figure, finding: str) -> None:
     """One legend for all panels, measured lines first, and the finding as title."""
     width = figure.get_size_inches()[0]
@@ -2567,7 +2575,7 @@ def add_legend(figure, finding: str) -> None:
     legend = dict(sorted(legend.items(), key=lambda entry: entry[0].startswith("notebook")))
     fit = int(10 * width / (6 + max(map(len, legend))))  # columns
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=max(1, min(len(legend), fit)))
-    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+    add_title(figure, finding)
 
 
 LEVELS = ("--", ":", "-.", (0, (1, 4)), (0, (8, 3, 1, 3, 1, 3)), (0, (10, 4)))  # line styles
@@ -2576,9 +2584,9 @@ LEVELS = ("--", ":", "-.", (0, (1, 4)), (0, (8, 3, 1, 3, 1, 3)), (0, (10, 4)))  
 def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys: Sequence[str], x: str, y: str, log: bool = False,
                   notebook: Callable[[dict], dict] = lambda cell: {}, every: int = 1,
                   levels: dict[str, float] | None = None) -> Figure:  # fmt: skip
-    """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one.
-    lines(cell, result) names the curves [T] of one trial, points `every` so many x; the same name has the same colour everywhere.
-    notebook(cell) names the numbers that the notebook gives for the cell, `levels` other ones: dashed lines."""
+    """A panel for each combination of `panel_keys`; in it, every seed of every cell as thin lines and their mean as a thick one, up
+    to where the first seed ends. lines(cell, result) names the curves [T] of one trial, points `every` so many x; the same name has
+    the same colour everywhere. notebook(cell) names the notebook's numbers for the cell, `levels` other ones: dashed lines."""
     drawn = [(cell, [lines(cell, result) for result in results]) for cell, results in zip(run.cells, run.results, strict=True)]
     columns = {}
     colours = colours_of([name for cell, seeds in drawn for one in (*seeds, notebook(cell)) for name in one])
@@ -2589,7 +2597,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
         axes = grid[cell_name(cell, panel_keys)]
         for name in dict.fromkeys(name for one in seeds for name in one):
             having = {seed: one[name] for seed, one in zip(run.seeds, seeds, strict=True) if name in one}
-            curves = np.array([*having.values()], np.float64)  # [S, T]
+            curves = np.array([*itertools.zip_longest(*having.values(), fillvalue=np.nan)], np.float64).T  # [S, T]
             at = every * np.arange(curves.shape[1])
             axes.plot(at, curves.T, color=colours[name], linewidth=0.6, alpha=0.5)
             axes.plot(at, curves.mean(0), color=colours[name], linewidth=1.8, label=name)
@@ -2634,7 +2642,7 @@ def ratio_figure(run: Run, arm: Callable[[dict], str]) -> Figure:
     figure.colorbar(image, ax=list(grid.flat), label="log10 grad/weight, mean over seeds")
     largest = [f"{rows[int(np.argmax(np.median(values, 1)))]} in {name}" for name, (rows, values) in maps.items()]
     finding = f"Largest median grad/weight: {'; '.join(largest)}"
-    figure.suptitle(textwrap.fill(finding, int(11 * width)), fontsize=12)
+    add_title(figure, finding)
     columns = {f"{title} | {row}": line for title, (rows, values) in maps.items() for row, line in zip(rows, values, strict=True)}
     return Figure("ratio", figure, finding, columns)
 
@@ -2723,7 +2731,7 @@ def matrix_figure(kind: str, values: np.ndarray, rows: Sequence, columns: Sequen
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)
-    figure.suptitle(textwrap.fill(finding, int(10 * figure.get_figwidth())), fontsize=12)
+    add_title(figure, finding)
     return Figure(kind, figure, finding, {f"{axes_names[0]} {row}".strip(): line for row, line in zip(rows, values, strict=True)})
 
 
@@ -2883,7 +2891,7 @@ def write_entry(experiment: Experiment, run: Run, options: argparse.Namespace, a
         f"commit {stamp['commit']} · seeds {seeds} · {run.seconds / 60:.1f} min of computing",
         f"{stamp['device']}, {stamp['threads']} thread{'s' * (stamp['threads'] != '1')} a process, torch {stamp['torch']}",
         f"{diverged} of {len(run.cells) * len(run.seeds)} trials diverged",
-        *([f"text sha256 {run.cells[0]['sha256']}"] if "sha256" in run.cells[0] else []),
+        *([f"input sha256 {run.cells[0]['sha256']}"] if "sha256" in run.cells[0] else []),
         *([f"{run.foreign} trials reused from other code"] if run.foreign else []),
     ]
     rows = [
@@ -3084,9 +3092,11 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         if not (options.smoke or options.quick):
             check_writable("--plots", options.plots)
             check_writable("--logbook", options.logbook.parent)
+        if not options.smoke:
             read_logbook(options.logbook)
         gc.freeze()  # the libraries' objects: `run_together` collects often and need not look at them
-        trials = list_trials(experiment, cells, options)
+        code = code_fingerprint(__file__, experiment.file)
+        trials = list_trials(experiment, cells, options, code)
         unfinished = [trial for trial in trials if not trial.path.exists()]
         groups = sum(any(not trials[i].path.exists() for i in group) for group in grouped(experiment, trials))
         jobs = options.jobs or (1 if options.smoke or Runtime.device.type == "cuda" else available_cores() // options.threads)
@@ -3099,7 +3109,7 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         speaks = True  # from here on a rank may fail where the others do not
         run_trials(experiment, trials, Ranks([sys.executable, experiment.file, *argv], helpers))
         if first:
-            run = collect(trials, code_fingerprint(__file__, experiment.file))
+            run = collect(trials, code)
             identity = hashlib.sha256("".join(trial.path.stem for trial in trials).encode()).hexdigest()[:8]
             conclude(experiment, run, options, argv, identity)
         return 0
@@ -3186,7 +3196,7 @@ class Resubstitution:
         self.needs = np.zeros((CELLS + count, count), dtype=bool)
         runs = [np.broadcast_to(cell, (count, 512)) for cell in self.value[:CELLS]]  # in run g, gate g is inverted
         for signal, (gate, first, second) in circuit.numbered().items():
-            runs.append(apply_gate(gate, runs[first], runs[second]).copy())
+            runs.append(OPERATIONS[gate](runs[first], runs[second]).copy())
             runs[signal][signal - CELLS] ^= True
             self.needs[signal] = self.needs[first] | self.needs[second]
             self.needs[signal, signal - CELLS] = True
@@ -3210,7 +3220,7 @@ class Resubstitution:
         dead = self.dead_without(signal)
         if outer:
             gate, other = outer
-            at = [apply_gate(gate, self.value[other], np.full(512, new)) for new in (False, True)]
+            at = [OPERATIONS[gate](self.value[other], np.full(512, new)) for new in (False, True)]
             if depends[other] or (matters & (at[0] == at[1]) & (at[0] != wanted)).any():
                 return np.full((len(self.value),) * 2, -99), np.zeros((len(self.value),) * 2, dtype=int)
             wanted, matters, dead = wanted ^ at[0], matters & (at[0] != at[1]), dead & ~self.needs[other]
@@ -3387,7 +3397,7 @@ def circuit_figure(circuit: Circuit, kind: str, finding: str, texts: Sequence[tu
     label(end, height[circuit.output, end - 1], "next", "square")
     for cell in range(CELLS):
         label(0.45 * (cell % 3) - 1.0, height[cell, 0], f"x{cell}", "square")
-    figure.suptitle(textwrap.fill(finding, int(11 * figure.get_size_inches()[0])), fontsize=12)
+    add_title(figure, finding)
     columns = dict(zip(("gate", "first", "second"), zip(*circuit.gates, strict=True), strict=True)) if circuit.gates else {}
     return Figure(kind, figure, finding, columns, texts)
 
@@ -3513,18 +3523,13 @@ LANGUAGE_FLAGS = (
 )  # fmt: skip
 
 
-def language_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
-    """The flags of the attention notebook's set-up, with other defaults where given; `without` names keys to leave out."""
-    kept = [flag for flag in LANGUAGE_FLAGS if flag.key not in without]
-    return [replace(flag, default=defaults[flag.key]) if flag.key in defaults else flag for flag in kept]
+language_flags = functools.partial(choose_flags, LANGUAGE_FLAGS)
 
 
 def language_cell(config: dict) -> dict:
     """A cell of `LANGUAGE_FLAGS`, a bug without effect set to "none", without what it does not read, with the text's sha256. Raises
     UsageError for what contradicts itself and for a text that cannot be had."""
-    width = config["dim"] // config["heads"]
-    if config["dim"] % config["heads"] or (config["position"] == "rotary" and width % 2):
-        raise UsageError(f"--heads {config['heads']}: must divide --dim {config['dim']}, with rotary positions into even parts")
+    require_heads(config, even=config["position"] == "rotary")
     bug = config["bug"]
     harmless = {"none": True, "norm-dim": config["qk_norm"] == config["post_attn_norm"] == "none",
                 "no-position": config["attn_activ"] not in ("tanh", "none")}[bug]  # fmt: skip
@@ -4308,18 +4313,14 @@ QUESTION_FLAGS = (
 WORLD = ("entities", "relations", "facts", "restated", "passages", "candidates", "names")
 
 
-def question_flags(without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
-    """The flags of graph questions, with other defaults where given; `without` names keys to leave out."""
-    kept = [flag for flag in QUESTION_FLAGS if flag.key not in without]
-    return [replace(flag, default=defaults[flag.key]) if flag.key in defaults else flag for flag in kept]
+question_flags = functools.partial(choose_flags, QUESTION_FLAGS)
 
 
 def question_cell(config: dict) -> dict:
     """A cell of `QUESTION_FLAGS`, without what the user's own questions make needless. Raises UsageError for what cannot be."""
     hops, entities, relations = config["hops"], config["entities"], config["relations"]
     told, few = config["facts"] + config["restated"], entities <= max(hops) or config["facts"] < max(hops)
-    if config["dim"] % config["heads"]:
-        raise UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
+    require_heads(config)
     names = config["links"].split(",")
     if not set(names) <= set(LINKS) or len(set(names)) < len(names):
         raise UsageError(f"--links {config['links']}: name some of {','.join(LINKS)}, each once")
@@ -4749,17 +4750,6 @@ class LabelChain:
         gain = ((field[0] - field[1]) @ self.joint * (two - one)).sum(1)
         accept = (torch.rand(len(rows), generator=self.generator).log() < gain)[:, None]
         self.label[rows, i], self.label[rows, j] = torch.where(accept, two, one), torch.where(accept, one, two)
-
-
-def true_labels(graph: Graph, rng: np.random.Generator, communities: bool = True) -> np.ndarray:
-    """Labels [n] for `LabelChain` to start from, right about the pattern; which community a node is in is not kept, and drawn."""
-    outside = int((graph.label == 0).sum())
-    while communities and (size := rng.integers(*SIZE_RANGE, size=COMMUNITIES)).sum() != outside:
-        pass
-    blocks = rng.permutation(np.repeat(np.arange(COMMUNITIES), size)) if communities else np.zeros(outside, int)
-    label = np.full(len(graph.label), COMMUNITIES if communities else 1)
-    label[graph.label == 0] = blocks
-    return label
 
 
 def unknown_pattern(adjacencies: Sequence[np.ndarray], rng: np.random.Generator, sweeps: int, at_once: int = 250,

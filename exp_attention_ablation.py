@@ -108,9 +108,9 @@ def figures(run: core.Run) -> list[core.Figure]:
     axes.grid(False)
     figure.colorbar(image, label="nats a byte", extend="both")
     finding = f"Held-out loss above that of {rows[0]}, {columns[0]} ({core.brief(base.mean())} nats a byte), ± its 95% interval"
-    figure.suptitle(textwrap.fill(finding, int(10 * figure.get_size_inches()[0])), fontsize=12)
+    core.add_title(figure, finding)
     curves = core.curves_figure(
-        run, "curves", headline(run).capitalize(), lambda cell, result: {words(cell, across): result["curve"]}, down, "step",
+        run, "curves", headline(run), lambda cell, result: {words(cell, across): result["curve"]}, down, "step",
         "held-out loss, nats a byte", every=max(run.cells[0]["steps"] // 10, 1))  # fmt: skip
     curves.figure.axes[0].set_ylim(1.8, 3.5)  # the first steps come down from 5.7
     return [core.Figure("heat", figure, finding, table), curves]
@@ -123,10 +123,5 @@ EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, memory=core.language_memory
 )
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

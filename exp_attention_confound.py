@@ -137,7 +137,7 @@ def figures(run: core.Run) -> list[core.Figure]:
         run, "steps", f"Optimizer steps: {core.extremes(run, 'steps')}", lines("steps_by_spent"), panels,
         "micro-batches spent", "optimizer steps taken", every=10)  # fmt: skip
     rows = {arm: {"loss": row["loss"]} for arm, row in core.by_arm(run, ["loss"]).items()}
-    return [core.dots_figure(rows, "loss", headline(run).capitalize(), "held-out loss, nats a byte"), steps]
+    return [core.dots_figure(rows, "loss", headline(run), "held-out loss, nats a byte"), steps]
 
 
 SMOKE = {"pace": ("notebook", "borrowed"), "attn_activ": ("softmax",), "layers": (1,), "dim": (8,), "heads": (2,),
@@ -147,10 +147,5 @@ EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, memory=core.language_memory
 )
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

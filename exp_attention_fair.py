@@ -122,9 +122,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     varies = core.varying(run.cells)
     lines = next(key for key in ("logit_bias", "logit_scale", "qk_norm", "attn_activ") if key in varies or key == "attn_activ")
     panels = [key for key in varies if key not in (lines, "lr")]
-    curves = core.sweep_figure(
-        run, "rates", headline(run).capitalize(), "lr", ["loss"], "held-out loss, nats a byte", panels, log="x"
-    )
+    curves = core.sweep_figure(run, "rates", headline(run), "lr", ["loss"], "held-out loss, nats a byte", panels, log="x")
     losses = np.array([run.values(i, "loss") for i in range(len(run.cells))])
     curves.figure.axes[0].set_ylim(np.nanmin(losses) - 0.02, min(np.nanmax(losses), np.nanmin(losses) + 0.8) + 0.02)
     rates = sorted({cell["lr"] for cell in run.cells})
@@ -133,7 +131,7 @@ def figures(run: core.Run) -> list[core.Figure]:
         axes.minorticks_off()
         axes.set_xlabel("learning rate / 0.001")
     rows = {setting: {"loss": loss} for setting, (loss, _, _) in tuned(run).items()}
-    return [curves, core.dots_figure(rows, "tuned", headline(run).capitalize(), "held-out loss at the tuned rate, nats a byte")]
+    return [curves, core.dots_figure(rows, "tuned", headline(run), "held-out loss at the tuned rate, nats a byte")]
 
 
 SMOKE = {"qk_norm": ("none", "rms_norm"), "post_attn_norm": ("none",), "lr": (1e-3, 2e-3), "layers": (1,), "dim": (8,),
@@ -143,10 +141,5 @@ EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, memory=core.language_memory
 )
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

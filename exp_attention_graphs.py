@@ -102,20 +102,17 @@ def figures(run: core.Run) -> list[core.Figure]:
     batch, weight = drawn(config, data), results[0]["drawn"]  # [L, E, H]
     chain = core.chain_edges(batch)
 
-    def title(figure, text: str) -> None:
-        figure.suptitle(core.textwrap.fill(text, int(9 * figure.get_figwidth())))
-
     numbers = {f"layer {i + 1}, head {h + 1}": weight[i, :, h] for i in range(weight.shape[0]) for h in range(weight.shape[2])}
     one, axes = plt.subplots(figsize=(12, 9))
     core.draw_attention(axes, batch, data.words, weight.max(0).mean(1), chain)
     told = f"A question, seed {run.seeds[0]}: mean attention of heads in the layer where it is strongest; orange: the chain"
-    title(one, told)
+    core.add_title(one, told)
     grid, panels = plt.subplots(*weight.shape[::2], figsize=(2.6 * weight.shape[2], 2.5 * weight.shape[0]), squeeze=False)
     for (i, h), panel in np.ndenumerate(panels):
         core.draw_attention(panel, batch, data.words, weight[i, :, h], chain, named=False)
         panel.set_title(f"layer {i + 1}, head {h + 1}", fontsize=10)
     each = "The same by layer and head: passages, subjects, objects, entities from left to right"
-    title(grid, each)
+    core.add_title(grid, each)
     share = np.mean([result["share"] for result in results], 0)
     seen = np.nonzero(share.sum(1))[0]
     kinds, heads = [core.KINDS[i] for i in seen], results[0]["head_auc"]
@@ -139,10 +136,5 @@ METRICS = ["accuracy", "auc", "kind_auc", "best_head_auc", "flow_auc", "even_flo
            "cut_weak", "cut_chain"]  # fmt: skip
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

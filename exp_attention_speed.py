@@ -112,7 +112,7 @@ def headline(run: core.Run) -> str:
 def figures(run: core.Run) -> list[core.Figure]:
     rows = {arm: {"time": row["time_ratio"], "memory": row["memory_ratio"]}
             for arm, row in core.by_arm(run, ["time_ratio", "memory_ratio"]).items()}  # fmt: skip
-    return [core.dots_figure(rows, "ratios", headline(run).capitalize(), "plain over fused", "log", {"equal": 1.0})]
+    return [core.dots_figure(rows, "ratios", headline(run), "plain over fused", "log", {"equal": 1.0})]
 
 
 SMOKE = {
@@ -127,10 +127,5 @@ SMOKE = {
 METRICS = ["time_ratio", "memory_ratio", "time_plain_ms", "time_fused_ms", "plain_mb", "fused_mb", "largest_difference"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -151,10 +151,5 @@ SMOKE = {"receptive_field": (2,), "norm": ("none",), "depth": (1,), "width": (4,
 METRICS = ["test_score", "test_ceiling", "test_look_up", "test_distance_ceiling", "test_new", "test_new_score", "train_score"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

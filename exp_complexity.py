@@ -139,10 +139,5 @@ SMOKE = {"nodes": (4, 8), "dim": (8,)}
 METRICS = ["time_ms", "macs", "macs_missed", "megabytes", "memory_missed", "weights", "weights_missed", "macs_error"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, memory)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -132,10 +132,5 @@ SMOKE = {"layers": (2,), "dim": (8,), "hidden": (8,), "graphs": (4,), "epochs": 
 METRICS = ["best", "ceiling", "shortfall", "plateau", "symbol_ceiling", "epochs_to_plateau", "fresh_score", "known_score"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

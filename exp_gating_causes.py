@@ -142,10 +142,5 @@ SMOKE = {"layers": (2, 1), "lr": (1e-2, 1e-3), "dim": (8,), "hidden": (8,), "gra
 METRICS = ["jump", "best", "drift", "shared_part", "curvature_before", "saturation_before", "gate_sum_before", "size_before"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -129,10 +129,5 @@ SMOKE = {"layers": (1,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (
 METRICS = ["best", "final", "jump", "class_jump", "drift", "epochs_to_0.7"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -124,10 +124,5 @@ SMOKE = {"layers": (2,), "lr": (1e-2,), "dim": (8,), "graphs": (2,), "epochs": (
 METRICS = ["best", "final", "jump", "linear_variance", "relu_variance", "relu_shared", "first_bias_ratio", "last_bias_ratio"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

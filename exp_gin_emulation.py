@@ -108,10 +108,5 @@ SMOKE = {"lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (2,), "epochs": (
 METRICS = ["best", "final", "jump", "drift", "from_gin_at_first", "from_gin_at_last", "unreachable_gate"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -108,10 +108,5 @@ SMOKE = {"layers": (2,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (
 METRICS = ["best", "final", "jump", "class_jump", "linearity", "epochs_to_0.7", "time_over_gin", "time_over_gin_on_edges"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, core.overfit_cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

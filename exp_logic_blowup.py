@@ -151,10 +151,5 @@ SMOKE = {"kind": ("plain", "sum-1"), "fix": ("none", "gradient-clip"), "steps": 
 METRICS = ["onset", "blew_up", "crowded", "best", "right", "live_cells", "share", "gradient_jump", "turn", "largest_weight"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, stack=8, seeds=8)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

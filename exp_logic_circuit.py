@@ -105,7 +105,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding = headline(run).capitalize()
+    finding = headline(run)
     label = "neighbourhoods of 512 that are wrong once hardened, least"
     drawn = [core.dots_figure(core.by_arm(run, ["least_wrong"]), "wrong", finding, label)] if len(run.cells) > 1 else []
     texts = [str(text) for results in run.results for result in results for text in result["netlist"] if text]

@@ -121,7 +121,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     levels = {} if "alive" in others else core.best_losses(run.cells[0]["alive"])
     lines = lambda cell, result: {cell["gates"]: np.minimum(result["curve"], 0.35)}  # noqa: E731
     y = "loss, exact (cut at 0.35)"
-    return [core.curves_figure(run, "loss", headline(run).capitalize(), lines, others, "step", y, every=EVERY, levels=levels)]
+    return [core.curves_figure(run, "loss", headline(run), lines, others, "step", y, every=EVERY, levels=levels)]
 
 
 SMOKE = {"steps": (20,), "hidden": ((6, 5),), "batch": (16,)}
@@ -130,10 +130,5 @@ EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, derived=derived, stack=8, seeds=8
 )
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -123,10 +123,5 @@ SMOKE = {"steps": (20,), "hidden": ((8, 8),), "batch": (16,)}
 METRICS = ["best_1500", "final", "best_600", "born_dead", "dead", "right", "on_top", "lowest_on_top", "highest"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, stack=8, seeds=16)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -139,17 +139,12 @@ def headline(run: core.Run) -> str:
 def figures(run: core.Run) -> list[core.Figure]:
     arms = core.by_arm(run, [f"time_{name}" for name in RATIOS])
     rows = {arm: {m[5:]: values for m, values in row.items() if np.isfinite(values).all()} for arm, row in arms.items()}
-    return [core.dots_figure(rows, "ratios", headline(run).capitalize(), "times as fast", "log", {"equal": 1.0})]
+    return [core.dots_figure(rows, "ratios", headline(run), "times as fast", "log", {"equal": 1.0})]
 
 
 SMOKE = {"units": (16,), "batch": (8,), "board": (16,), "steps": (20,), "patience": (2,), "rounds": (1,)}
 METRICS = ["time_packed_us", *(f"time_{name}" for name in RATIOS), "time_us_an_operation", "gates"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -29,7 +29,7 @@ FLAGS = [
         ("entities", "random", "none"),
         "pretraining: an entity to be chosen among candidates; mentions to be named; any words to be named; none",
     ),
-    Flag("masked-share", probability, (0.15,), "of mentions to be named; at random as many words"),
+    Flag("masked-share", probability, (0.15,), "share of the mentions that are masked; at random as many words"),
     Flag("pretraining", at_least(10), (1000,), "steps of pretraining, on graphs without questions"),
     Flag("labels", core.widths, ((50, 200, 1000),), "labelled questions, joined by commas: each a training of its own"),
     *core.question_flags(("curriculum",), hops=((1, 2),), facts=(12,), restated=(8,), steps=(300,)),
@@ -118,7 +118,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding, told = headline(run).capitalize(), {1: "1 hop", 2: "2 hops", 3: "3 hops"}
+    finding, told = headline(run), {1: "1 hop", 2: "2 hops", 3: "3 hops"}
     hops = [h for h in told if f"curve_{h}_labels_{run.cells[0]['labels'][0]}" in run.results[0][0]]
     rows, keys = {}, core.varying(run.cells)
     for n, (i, cell) in ((n, one) for n in run.cells[0]["labels"] for one in enumerate(run.cells)):
@@ -138,10 +138,5 @@ SMOKE = {"labels": ((4,),), "pretraining": (10,), "hops": ((1, 2),), "entities":
 METRICS = [f"accuracy_labels_{n}" for n in LABELS] + [f"accuracy_{h}_labels_{n}" for n in LABELS for h in (1, 2)] + ["found"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

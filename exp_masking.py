@@ -142,10 +142,5 @@ METRICS = ["best", "forward_layer", "backward_layer", "unreachable", "alone", "g
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, lambda run: core.extremes(run, "forward_layer"),
                              METRICS, SMOKE, lambda config: core.overfit_cell(FIXED | config))  # fmt: skip
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -130,7 +130,7 @@ def figures(run: core.Run) -> list[core.Figure]:
             axes.text(j, i, f"{entry:.3g}", ha="center", va="center", fontsize=10)
         axes.set(title=f"{name}\nwins in {mirror_wins(score).sum()} of {n} rows", xticks=range(n), yticks=range(n))
         axes.grid(False)
-    figure.suptitle(finding := f"The mirror (boxed) on {n} nodes with {run.cells[0]['stacks']} stacks", fontsize=12)
+    core.add_title(figure, finding := f"The mirror (boxed) on {n} nodes with {run.cells[0]['stacks']} stacks")
     alike = core.only(run, [i for i, cell in enumerate(run.cells) if cell["stacks"] == run.cells[0]["stacks"]])
     return [core.Figure("scores", figure, finding, {name: score.ravel() for name, score in scores.items()}),
             core.sweep_figure(run, "wins", headline(run), "nodes", ["head_rows", "flat_ties", "flat_rows", "random_rows"],
@@ -143,10 +143,5 @@ SMOKE = {"nodes": (4, 5), "stacks": (4,), "draws": (20,)}
 METRICS = ["head_rows", "flat_rows", "flat_ties", "random_all", "edges_unique", "stacks_head", "stacks_multiset", "error_growth"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

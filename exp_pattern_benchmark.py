@@ -32,7 +32,7 @@ FLAGS = [
     Flag("test-graphs", at_least(1), (2000,), "graphs of the test, and as many with fresh patterns"),
     Flag("patience", at_least(0), (3,), "epochs without a better validation after which the rate is halved"),
     Flag("least-lr", at_least(0.0, float, above=True), (5e-5,), "training ends when the rate is below"),
-    Flag("sweeps", at_least(5), (200,), "of Gibbs sampling, for the limit"),
+    Flag("sweeps", at_least(5), (200,), "sweeps of Gibbs sampling, for the limit"),
     core.DATA_FLAG,
 ]  # fmt: skip
 BATCH = 32  # graphs, of the score that is averaged over batches, and of a test
@@ -112,7 +112,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding, keys = headline(run).capitalize(), core.varying(run.cells)
+    finding, keys = headline(run), core.varying(run.cells)
     lines = {"GIN, published": 85.6, "CKGConv, published": 88.66}
     told = core.by_arm(run, ["shared", "shared_limit", "fresh", "fresh_limit"])
     drawn = [core.dots_figure(told, "accuracy", finding, "pooled balanced accuracy, points", lines=lines)]
@@ -127,10 +127,5 @@ METRICS = ["shared", "shared_limit", "fresh", "fresh_limit", "fresh_below", "mem
            "parameters"]  # fmt: skip
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, seeds=3)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

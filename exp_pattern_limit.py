@@ -20,11 +20,11 @@ from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 KNOWLEDGE = ("communities", "two-class", "mean-field", "degree", "patterns")
 FLAGS = [
-    Flag("knowledge", one_of(*KNOWLEDGE), KNOWLEDGE[:4], "of the generator: all but the pattern; two densities; those by rounds of "
-         "message passing; a threshold of the degree; all, and the 100 patterns"),
-    Flag("rounds", at_least(1), (1, 2, 3), "of message passing"),
+    Flag("knowledge", one_of(*KNOWLEDGE), KNOWLEDGE[:4], "what is known of the generator: all but the pattern; two densities; "
+         "those, by rounds of message passing; a threshold of the degree; all, and the 100 patterns"),
+    Flag("rounds", at_least(1), (1, 2, 3), "rounds of message passing"),
     Flag("graphs", at_least(1), (1000,), "test graphs a seed; with known patterns they are the benchmark's, else each has its own"),
-    Flag("sweeps", at_least(5), (300,), "of Gibbs sampling; a fifth is left out"),
+    Flag("sweeps", at_least(5), (300,), "sweeps of Gibbs sampling; a fifth is left out"),
 ]  # fmt: skip
 BATCH = 32  # graphs, of the score that is averaged over batches
 THRESHOLD_GRAPHS = 1000  # training graphs on which the degree's threshold is chosen
@@ -44,6 +44,17 @@ def degree_threshold(seed: int, graphs: int) -> float:
     return float(share[order][np.where(last, right, -np.inf).argmax()])
 
 
+def true_labels(graph: core.Graph, rng: np.random.Generator, communities: bool = True) -> np.ndarray:
+    """Labels [n] for a `core.LabelChain` to start from, right about the pattern; communities are not kept, so they are drawn."""
+    outside = int((graph.label == 0).sum())
+    while communities and (size := rng.integers(*core.SIZE_RANGE, size=core.COMMUNITIES)).sum() != outside:
+        pass
+    blocks = rng.permutation(np.repeat(np.arange(core.COMMUNITIES), size)) if communities else np.zeros(outside, int)
+    label = np.full(len(graph.label), core.COMMUNITIES if communities else 1)
+    label[graph.label == 0] = blocks
+    return label
+
+
 def judged(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, list[np.ndarray]]:
     """Each node's chance to be on the pattern, by graph; of Gibbs sampling also from each start."""
     if config["knowledge"] == "degree":
@@ -57,7 +68,7 @@ def judged(config: dict, seed: int, graphs: list[core.Graph]) -> dict[str, list[
         guess = [core.mean_field(graph.adjacency(), 3) for graph in graphs]
         return {"chance": core.resumed(lambda i: core.known_patterns(graphs[i], patterns, orders, guess[i])[0], len(graphs))}
     adjacency, options = [graph.adjacency() for graph in graphs], {"communities": config["knowledge"] == "communities"}
-    true = [core.true_labels(graph, core.stream(seed, "order", i), **options) for i, graph in enumerate(graphs)]
+    true = [true_labels(graph, core.stream(seed, "order", i), **options) for i, graph in enumerate(graphs)]
     chains = [core.unknown_pattern(adjacency, core.stream(seed, "init", i), config["sweeps"], start=start, **options)
               for i, start in enumerate((true, None))]  # fmt: skip
     return {"chance": [sum(two) / 2 for two in zip(*chains, strict=True)], "from_truth": chains[0], "from_prior": chains[1]}
@@ -120,7 +131,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding = headline(run).capitalize()
+    finding = headline(run)
     drawn = [core.dots_figure(core.by_arm(run, ["accuracy"]), "accuracy", finding, "pooled balanced accuracy, points", lines=BEST)]
     sampled = core.only(run, [i for i, c in enumerate(run.cells) if c["knowledge"] != "degree"])
 
@@ -140,10 +151,5 @@ SMOKE = {"knowledge": ("communities", "degree"), "graphs": (2,), "sweeps": (5,)}
 METRICS = ["accuracy", "by_batch", "expected", "calibration", "start_gap", "second_chain", "chain_distance"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, seeds=10)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

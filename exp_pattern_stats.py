@@ -133,7 +133,9 @@ def figures(run: core.Run) -> list[core.Figure]:
         axes.axvline(18, color="black", linestyle=":", linewidth=1, label="size by the notebook's recalls")
         axes.set(title=title, xlabel="nodes of the pattern", ylabel="share of neighbours on the pattern")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.suptitle(finding := f"Pattern nodes' share less expected: {np.mean(run.values(largest, 'pattern_share_error')):+.4f}")
+    core.add_title(
+        figure, finding := f"Pattern nodes' share less expected: {np.mean(run.values(largest, 'pattern_share_error')):+.4f}"
+    )
     return [degrees, core.Figure("shares", figure, finding, columns)]
 
 
@@ -141,10 +143,5 @@ SMOKE = {"graphs": (32,), "order": ("stored",)}
 METRICS = ["outside_share", "pattern_share", "share_gap", "degree_low", "degree_mean", "degree_high", "nodes", "pattern_nodes"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

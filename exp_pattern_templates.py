@@ -141,7 +141,7 @@ def figures(run: core.Run) -> list[core.Figure]:
             told = {"patterns looked for": run.values(i, f"size_{size}"), "degrees": run.values(i, f"degree_{size}")}
             rows[f"{cell['patterns']}, {size.replace('_up', ' or more').replace('_', ' to ')} nodes"] = told
     lines = {"CKGConv, the highest published found": PUBLISHED}
-    return [core.dots_figure(rows, "accuracy", headline(run).capitalize(), "pooled balanced accuracy, points", lines=lines)]
+    return [core.dots_figure(rows, "accuracy", headline(run), "pooled balanced accuracy, points", lines=lines)]
 
 
 SMOKE = {"patterns": ("fresh",), "train_graphs": (2,), "test_graphs": (2,), "sweeps": (5,)}
@@ -149,10 +149,5 @@ METRICS = ["accuracy", "careful", "degree", "recovered", "right", *(f"size_{size
 METRICS += ["limit", "accuracy_over_limit", "careful_over_limit", "large", "large_met"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, seeds=3)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

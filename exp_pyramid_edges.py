@@ -20,7 +20,7 @@ from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 FLAGS = [
     Flag("base", at_least(1), (10, 20, 30, 50), "rows of the pyramid"),
     Flag("receptive-field", at_least(0), (1, 2, 4, 9, 19), "largest power that a pair's vector holds"),
-    Flag("float32", one_of("on", "off"), ("on",), "count the notebook's way, too"),
+    Flag("float32", one_of("on", "off"), ("on",), "also count the notebook's way, in float32"),
     Flag("timing", one_of("off", "on"), ("off",), "time and memory of three ways to count, in fresh processes"),
 ]
 NOTEBOOK = {  # (base, receptive field) -> unique, of which ambiguous, share of pairs in the receptive field
@@ -151,10 +151,5 @@ SMOKE = {"base": (10,), "receptive_field": (4, 2)}
 METRICS = ["unique", "float32", "shuffled", "notebook", "bound", "rounding", "notebook_error", "ambiguous", "float32_ambiguous"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, dict, derived, memory)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

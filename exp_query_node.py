@@ -73,7 +73,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    finding, keys = headline(run).capitalize(), core.varying(run.cells)
+    finding, keys = headline(run), core.varying(run.cells)
     drawn = core.hop_figures(run, finding, {"best guess without query": "floor", "best guess without start": "no_start"})
     if "depth" in keys:
         told, others = [f"accuracy_{h}" for h in (1, 2, 3) if f"curve_{h}" in run.results[0][0]], [k for k in keys if k != "depth"]
@@ -89,10 +89,5 @@ EXPERIMENT = core.Experiment(
     __file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, core.question_cell
 )  # fmt: skip
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

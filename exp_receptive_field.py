@@ -83,10 +83,5 @@ SMOKE = {"layers": (1,), "lr": (1e-2,), "dim": (8,), "hidden": (8,), "graphs": (
 METRICS = ["best", "final", "jump", "epochs_to_0.7", "in_band", "pairs_within_1", "pairs_at_2", "pairs_beyond_2"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -28,7 +28,7 @@ from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 FLAGS = [
     Flag("length", at_least(2), (2048, 512, 1024, 4096, 8192), "nodes N"),
     Flag("density", core.probability, (0.01, 0.001, 0.1, 0.3), "share of all pairs that are joined, beside loops"),
-    Flag("memory", one_of("on", "off"), ("on",), "measure it, too, in a process for each"),
+    Flag("memory", one_of("on", "off"), ("on",), "measure memory, too, in a process for each form"),
     Flag("dim", at_least(1), (64,), "width D"),
     Flag("heads", at_least(1), (4,), "heads H"),
     Flag("rounds", at_least(1), (8,), "timed rounds up to 512 nodes, fewer beyond, behind two that are not"),
@@ -95,8 +95,7 @@ def measured(config: dict, seed: int) -> dict:
 
 
 def cell(config: dict) -> dict:
-    if config["dim"] % config["heads"]:
-        raise core.UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
+    core.require_heads(config)
     if config["memory"] == "on" and (sys.platform != "linux" or torch.cuda.is_available()):
         raise core.UsageError("--memory on: needs Linux and, as it forks, no GPU (CUDA_VISIBLE_DEVICES=); give --memory off")
     return config
@@ -181,7 +180,7 @@ def figures(run: core.Run) -> list[core.Figure]:
         told, names = f"The kind with least {what}, and how many times less it takes than fused", ("nodes", "joined pairs")
         shares = [f"{100 * d:g}%" for d in densities]
         drawn.append(core.matrix_figure(f"least-{what}", np.log(times), lengths, shares, names, told, texts, 5.0))
-    sweeps = {"time": (headline(run).capitalize(), [f"time_{kind}_ms" for kind in KINDS], "milliseconds")}
+    sweeps = {"time": (headline(run), [f"time_{kind}_ms" for kind in KINDS], "milliseconds")}
     sweeps["memory"] = (most, [f"{kind}_mb" for kind in KINDS], "MB")
     return drawn + [core.sweep_figure(run, name, what[0], "length", *what[1:], ["density"], "xy") for name, what in sweeps.items()]
 
@@ -191,10 +190,5 @@ METRICS = ["time_fused_over_edges", *(f"time_{kind}_ms" for kind in KINDS), *(f"
 METRICS += ["time_peer_over_edges", "time_returned_over_kept", *(f"gflop_{kind}" for kind in KINDS[:3]), "largest_difference"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, memory)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -36,7 +36,7 @@ SIZES = ("layers", "dim", "graphs")
 FLAGS = [
     Flag("part", one_of(*TIMED, "training"), TIMED, "what is timed; training: what the ranks run"),
     *(flag for flag in core.OVERFIT_FLAGS if flag.key in SIZES),
-    Flag("trials", at_least(1), (12,), "of nothing, for the harness; of training, for the ranks"),
+    Flag("trials", at_least(1), (12,), "trials that do nothing, for the harness; that train, for the ranks"),
     Flag("rounds", at_least(1), (15,), "timed rounds, behind two that are not"),
 ]
 POWERS, HEADS, STEPS = (0, 1, 2, 3, 4), 4, 100
@@ -260,10 +260,5 @@ SMOKE = {"part": ("gin", "mixing", "stacks", "log", "training"), "layers": (1,),
          "trials": (1,)}  # fmt: skip
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, ["time_own_ms"], SMOKE, cell, derived)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -77,7 +77,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    return core.hop_figures(run, headline(run).capitalize())
+    return core.hop_figures(run, headline(run))
 
 
 SMOKE = {"types": ("switch",), "equal": ("parameters",), "hops": ((1, 2),), "entities": (5,), "facts": (6,), "passages": (2,),
@@ -86,10 +86,5 @@ SMOKE = {"types": ("switch",), "equal": ("parameters",), "hops": ((1, 2),), "ent
 METRICS = ["accuracy", "accuracy_1", "accuracy_2", "accuracy_3", "learned_2", "parameters"]
 EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
-
-def main(argv: list[str] | None = None) -> int:
-    return core.main(EXPERIMENT, argv)
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(core.main(EXPERIMENT))

@@ -994,8 +994,8 @@ def test_gates_of_values_are_their_truth_tables():
     a, b = np.array([False, False, True, True]), np.array([False, True, False, True])
     for number in range(16):
         expected = [bool(number >> bit & 1) for bit in (3, 2, 1, 0)]
-        assert core.apply_gate(number, a, b).tolist() == expected
-        words = core.apply_gate(number, core.pack(a), core.pack(b))
+        assert core.OPERATIONS[number](a, b).tolist() == expected
+        words = core.OPERATIONS[number](core.pack(a), core.pack(b))
         assert core.unpack(words, 4).tolist() == expected
         torch.testing.assert_close(core.truth_table(torch.tensor(number)), torch.tensor(expected).float())
 
@@ -2158,6 +2158,18 @@ def test_every_column_of_panels_has_its_axis():
     assert [axes.get_xlabel() for axes in shown] == ["", "", "epoch", "epoch", "epoch"]
     assert [axes.xaxis.get_tick_params()["labelbottom"] for axes in shown] == [False, False, True, True, True]
     assert drawn.columns["a 4 | gin | seed 0"].tolist() == [4, 5, 6] and len(drawn.columns) == 5
+
+
+def test_curves_may_end_at_steps_of_their_own_and_their_mean_ends_with_the_first(tmp_path):
+    results = [{"curve": np.arange(3.0 + seed)} for seed in range(3)]
+    run = core.Run([{"a": 1}], [0, 1, 2], [results], 0.0, 0)
+    drawn = core.curves_figure(run, "k", "f", lambda cell, result: {"gin": result["curve"] * 2}, ["a"], "x", "y")
+    *seeds, mean = drawn.figure.axes[0].lines
+    assert [np.isfinite(line.get_ydata()).sum() for line in (*seeds, mean)] == [3, 4, 5, 3]
+    np.testing.assert_array_equal(mean.get_ydata()[:3], [0, 2, 4])
+    core.save_columns(drawn.columns, tmp_path / "drawn")
+    assert (tmp_path / "drawn.csv").read_text().splitlines()[-1] == ",,8"
+    core.pyplot().close(drawn.figure)
 
 
 def test_sweep_figure_draws_every_seed_of_every_arm():
@@ -3358,16 +3370,6 @@ def test_a_swap_keeps_sizes_and_a_sweep_their_limits():
     for i, graph in enumerate(graphs):
         n = len(graph.label)
         assert (chain.label[i, :n].sum(1) == 1).all() and not chain.label[i, n:].any()
-
-
-@pytest.mark.parametrize("communities", [True, False])
-def test_true_labels_are_right_about_the_pattern(communities):
-    graph = core.PatternData(2)[7]
-    label = core.true_labels(graph, np.random.default_rng(0), communities)
-    assert ((label == label.max()) == (graph.label == 1)).all()
-    outside = np.bincount(label[graph.label == 0])
-    assert len(outside) == (core.COMMUNITIES if communities else 1)
-    assert not communities or (outside.min() >= core.SIZE_RANGE[0] and outside.max() < core.SIZE_RANGE[1])
 
 
 def test_one_round_of_mean_field_follows_the_degree_and_rounds_add_what_neighbours_tell():

@@ -31,6 +31,7 @@ import exp_logic_gates as gates
 import exp_logic_relu as relu
 import exp_masking as masking
 import exp_palindrome as palindrome
+import exp_pattern_limit
 import exp_pattern_stats
 import exp_pyramid_edges as pyramid_edges
 
@@ -206,13 +207,13 @@ def test_a_script_stays_small(script):
 def test_smoke_run_resumes_and_repeats(script, tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     for folder in (one, two):
-        assert script.main(["--smoke", *places(folder)]) == 0
+        assert core.main(script.EXPERIMENT, ["--smoke", *places(folder)]) == 0
         out = capsys.readouterr().out
         assert "0 of them finished before" in out and all(core.plain(claim.text) in out for claim in script.CLAIMS)
         assert not (folder / "logbook.md").exists() and not (folder / "plots").exists()
     assert_same_numbers(one, two)
     before = {name: path.stat().st_mtime_ns for name, path in records(one).items()}
-    assert script.main(["--smoke", *places(one)]) == 0
+    assert core.main(script.EXPERIMENT, ["--smoke", *places(one)]) == 0
     assert f"{len(before)} trials, {len(before)} of them" in capsys.readouterr().out
     assert before == {name: path.stat().st_mtime_ns for name, path in records(one).items()}
 
@@ -260,7 +261,7 @@ def test_every_flag_has_an_effect(script):
 
 def test_help_tells_the_rule_and_every_flag(script, capsys):
     with pytest.raises(SystemExit) as ended:
-        script.main(["--help"])
+        core.main(script.EXPERIMENT, ["--help"])
     told = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and script.__doc__.splitlines()[0] in told and " Rule " in told
     for flag in script.EXPERIMENT.flags:
@@ -284,7 +285,7 @@ def test_a_quick_run_covers_some_claims(script):
 def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
     for flag in script.EXPERIMENT.flags:
         for nonsense in ("", "nonsense", "nan", *(["-3"] if flag.key != "unreachable" else [])):
-            assert script.main([f"--{flag.name}={nonsense}", *places(tmp_path)]) == 2
+            assert core.main(script.EXPERIMENT, [f"--{flag.name}={nonsense}", *places(tmp_path)]) == 2
             error = capsys.readouterr().err
             assert error.count("\n") == 1 and f"--{flag.name}" in error
     assert not (tmp_path / "logbook.md").exists() and not records(tmp_path)
@@ -358,7 +359,7 @@ def test_every_flag_refuses_nonsense(script, tmp_path, capsys):
     ],
 )
 def test_contradictions_are_one_line(name, argv, named, tmp_path, capsys):
-    assert importlib.import_module(name).main([*argv, *places(tmp_path)]) == 2
+    assert core.main(importlib.import_module(name).EXPERIMENT, [*argv, *places(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and named in error and not (tmp_path / "logbook.md").exists() and not records(tmp_path)
 
@@ -1223,3 +1224,13 @@ def test_the_threshold_of_the_degree_is_the_best_one():
         return core.chance_recalls((share > cut).astype(float), label).mean()
 
     assert score(script.degree_threshold(6, 5)) == max(score(cut) for cut in share) > 60
+
+
+@pytest.mark.parametrize("communities", [True, False])
+def test_true_labels_are_right_about_the_pattern(communities):
+    graph = core.PatternData(2)[7]
+    label = exp_pattern_limit.true_labels(graph, np.random.default_rng(0), communities)
+    assert ((label == label.max()) == (graph.label == 1)).all()
+    outside = np.bincount(label[graph.label == 0])
+    assert len(outside) == (core.COMMUNITIES if communities else 1)
+    assert not communities or (outside.min() >= core.SIZE_RANGE[0] and outside.max() < core.SIZE_RANGE[1])
