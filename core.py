@@ -65,6 +65,7 @@ import sys
 import textwrap
 import time
 import warnings
+import weakref
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -742,7 +743,7 @@ class AdjacencyStack:
     real nodes each node has at each hop, and how many it does not reach."""
 
     def __init__(self, batch: GraphBatch, powers: Sequence[int]):
-        self.batch, self.powers, self.kept = batch, tuple(powers), {}
+        self.batch, self.powers, self.kept = weakref.proxy(batch), tuple(powers), {}  # no cycle, which would keep memory
         self.values = transition_powers(batch.adjacency, batch.nodes, powers)
         met = self.values != 0
         self.reachable = met.any(1)
