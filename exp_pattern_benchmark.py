@@ -11,7 +11,7 @@ Rule        3 seeds, each a regenerated benchmark: 10,000 / 2,000 / 2,000 graphs
             is gained on shared patterns over that posterior, less what is gained on fresh ones. At most 500,000 parameters. Pooled
             mean of both class recalls, in points; by batch, as the authors average, too. A claim stands if the 95% interval of
             every check lies in its range, and falls if one lies wholly outside.
-Cost        about 90 min on 2 cores; resumes inside a trial. A cheaper look: `--train-graphs 2000 --epochs 8`, 15 min
+Cost        over 2 h on 2 cores; resumes inside a trial. A cheaper look: `--train-graphs 2000 --epochs 8`, 15 min
 Quick       `--train-graphs 300 --val-graphs 200 --test-graphs 200 --epochs 4 --seeds 2`
 """
 
