@@ -187,16 +187,8 @@ def seconds_on(processes: int, config: dict) -> float:
     """Of training trials under torchrun, with start-up, in folders of their own."""
     with tempfile.TemporaryDirectory() as folder:
         where = ["--no-log", "--runs", f"{folder}/runs", "--plots", f"{folder}/plots", "--logbook", f"{folder}/logbook.md"]
-        work = [
-            "--part",
-            "training",
-            "--jobs",
-            1,
-            "--seeds",
-            config["trials"],
-            *(x for key in SIZES for x in (f"--{key}", config[key])),
-        ]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", __file__]
+        work = ["--part", "training", "--seeds", config["trials"], *(x for key in SIZES for x in (f"--{key}", config[key]))]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", __file__, "--jobs", "1"]
         start = time.perf_counter()
         subprocess.run([*torchrun, *map(str, work), *where], check=True, capture_output=True)
         return time.perf_counter() - start
