@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -226,6 +227,16 @@ def test_docstring_and_claims_are_complete(script):
     for claim in script.CLAIMS:
         for check in claim.checks:
             assert {*(check.cell or {}), *(check.versus or {})} <= keys and check.claimed[0] < check.claimed[1]
+
+
+def test_every_claim_has_a_row_and_a_place_in_its_notebook(script):
+    """Fails until the script was run in full, and its entry stands in the logbook."""
+    above = core.read_logbook(HERE / "logbook.md").partition(core.INDEX_END)[0]
+    rows = re.findall(rf"^\| (.+?) \| (.+) \| .+ \| {script.EXPERIMENT.name} \|$", above, re.MULTILINE)
+    sections = core.NOTEBOOKS[re.match("[^,:]+", script.EXPERIMENT.entry)[0]]
+    for claim in script.CLAIMS:
+        assert (core.plain(claim.source), core.plain(claim.text)) in rows
+        assert claim.source.startswith(sections)
 
 
 def test_every_claim_can_be_reached(script):
