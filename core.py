@@ -1405,7 +1405,7 @@ def ranking_accuracy(logits: Tensor, label: Tensor) -> Tensor:
 
 def diverged_at(*curves: np.ndarray) -> float:
     """The first step at which one of the curves [..., T] is not finite, counted from 0; NaN if there is none."""
-    finite = np.logical_and.reduce([np.isfinite(curve) for curve in curves])
+    finite = np.logical_and.reduce([np.isfinite(np.asarray(curve)) for curve in curves])
     return np.where(finite.all(-1), np.nan, finite.argmin(-1))[()]
 
 
