@@ -720,7 +720,7 @@ def test_a_set_up_gives_its_flags_with_other_defaults_and_knows_their_names():
     assert flags["dim"].default == (7, 8) and flags["layers"].default == (4,)
     assert flags.keys() == {flag.key for flag in core.OVERFIT_FLAGS} - {"heads", "norm_mask"}
     for wrong in ({"without": ("head",)}, {"dims": (7,)}):
-        with pytest.raises(KeyError, match="no such flags: (head|dims)"):
+        with pytest.raises(KeyError, match=r"no such flags: (head|dims)"):
             core.overfit_flags(**wrong)
 
 
