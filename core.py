@@ -911,7 +911,7 @@ class PositionMixing(nn.Module):
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide width {dim}")
         self.heads, self.powers, self.distance, self.divide = heads, tuple(powers), distance, divide
-        self.average = {"softmax": True, "sigmoid": False}[activation]
+        self.average, self.gate = {"softmax": True, "sigmoid": False}[activation], torch.sigmoid
         self.value, self.out = Linear(dim, dim), Linear(dim, dim)
         self.pair = nn.Linear(len(self.powers), heads)
         self.unreachable = nn.Parameter(torch.full((heads,), unreachable)) if unreachable > -math.inf else None
@@ -930,7 +930,7 @@ class PositionMixing(nn.Module):
             count = count[..., :-1]
         else:  # one hop more
             logits, sums = torch.cat([logits, self.unreachable[:, None]], 1), [*sums, stack.sum_unreached(value, sums)]
-        weight = logits.sigmoid()[None]  # [1, H, K]
+        weight = self.gate(logits)[None]  # [1, H, K]
         if self.average:  # all c nodes at a hop share a logit: their total weight is a softmax over hops of logit + log c
             weight = masked_softmax(logits + count.log(), count > 0) / count.clamp(min=1)  # [V, H, K]
         per_channel = value.shape[1] // self.heads
@@ -1096,29 +1096,41 @@ class EdgeBiasAttention(nn.Module):
 class EdgeProduct(nn.Module):
     """Scores of pairs from two heads of their features, multiplied as matrices: edge [N, N, E] -> [N, N]. kind "path" (the
     notebook's path attention): (E w1)(E w2), a sum over the nodes between i and j; "cluster": (E w1)(E w2)^T, the node axes of one
-    head swapped, which compares the rows of i and j. Source: graph notebook, 24.3 and 13/4."""
+    head swapped, which compares the rows of i and j. shared: both heads are one, w1 = w2. Source: graph notebook, 24.3 and 13/4."""
 
-    def __init__(self, edge_dim: int, kind: str):
+    def __init__(self, edge_dim: int, kind: str, shared: bool = False):
         super().__init__()
         self.swap = {"path": False, "cluster": True}[kind]
-        self.first, self.second = (Linear(edge_dim, 1, bias=False) for _ in range(2))
+        self.first = Linear(edge_dim, 1, bias=False)
+        self.second = self.first if shared else Linear(edge_dim, 1, bias=False)
 
     def forward(self, edge: Tensor) -> Tensor:
         first, second = (head(edge.flatten(0, 1)).view(edge.shape[:2]) for head in (self.first, self.second))
         return first @ (second.mT if self.swap else second)
 
 
+EDGE_ACTIVATIONS = {  # of scores [N, N]; "gaussian": of mean 0 and variance 1
+    "none": lambda score: score / len(score),
+    "relu": lambda score: score.relu() / len(score),
+    "softmax": lambda score: score.softmax(-1),
+    "gaussian": lambda score: (score - score.mean()) / (score.std() + 1e-5),
+}
+
+
 class EdgeLayer(nn.Module):
     """The notebook's "simple" transformer on pairs alone: features pass a feed-forward E -> 4E -> E, then the path attention of the
-    result, over N, is added to every channel; both with residuals: [N, N, E] -> [N, N, E]. Source: graph notebook, 13/4."""
+    result, through one of EDGE_ACTIVATIONS, is added to every channel; both with residuals: [N, N, E] -> [N, N, E]. activation
+    "off": without path attention. Source: graph notebook, 13/4."""
 
-    def __init__(self, edge_dim: int):
+    def __init__(self, edge_dim: int, activation: str = "none", shared: bool = False):
         super().__init__()
-        self.feedforward, self.path = FeedForward(edge_dim, 4 * edge_dim), EdgeProduct(edge_dim, "path")
+        self.feedforward = FeedForward(edge_dim, 4 * edge_dim)
+        self.path = EdgeProduct(edge_dim, "path", shared) if activation != "off" else None
+        self.activation = EDGE_ACTIVATIONS.get(activation)
 
     def forward(self, edge: Tensor) -> Tensor:
         edge = edge + self.feedforward(edge.flatten(0, 1)).view(edge.shape)
-        return edge + (self.path(edge) / len(edge))[..., None]
+        return edge if self.path is None else edge + self.activation(self.path(edge))[..., None]
 
 
 # %% 7 Models
@@ -1150,7 +1162,7 @@ def _transformer_layer(mixing: nn.Module, c: dict) -> nn.Module:
     before_mixing, _, before_feedforward = c["norm"].partition("/")
     norms = (before_mixing, before_feedforward or before_mixing)
     feedforward = FeedForward(c["dim"], c["hidden"], c["feedforward_norm"])
-    return TransformerLayer(mixing, feedforward, c["dim"], norms, mixed_norm=c["mixed_norm"])
+    return TransformerLayer(mixing, feedforward, c["dim"], norms, c["norm_order"] == "first", c["mixed_norm"])
 
 
 def _position_layer(c: dict) -> nn.Module:
@@ -2016,6 +2028,7 @@ OVERFIT_FLAGS = (
     Flag("distance", one_of("on", "off"), ("on",), "hop one-hots instead of the powers themselves"),
     Flag("unreachable", logit_or_shut, ("shut",), "logit of pairs that no power connects; a number is learned from there"),
     Flag("norm", norm_slots, ("layer",), "norm before mixing / before feed-forward"),
+    Flag("norm-order", one_of("first", "last"), ("first",), "these norms first, or behind the residuals"),
     Flag("mixed-norm", one_of("none", "layer", "batch"), ("none",), "norm behind mixing, before the residual"),
     Flag("divide", divisor, (1.0,), "what a layer sums over nodes is divided by this"),
     Flag("norm-mask", one_of("on", "off"), ("on",), "norms see real nodes only, or padding too"),
@@ -2031,7 +2044,8 @@ OVERFIT_FLAGS = (
     Flag("epochs", at_least(2), (200,), "passes over the graphs"),
     Flag("clip", at_least(0.0, float), (5.0,), "largest gradient norm; 0: no clipping"),
 )
-TRANSFORMER_ONLY = ("activation", "stack", "distance", "unreachable", "norm", "mixed_norm", "feedforward_norm", "heads", "hidden")
+TRANSFORMER_ONLY = ("activation", "stack", "distance", "unreachable", "heads", "hidden",
+                    "norm", "norm_order", "mixed_norm", "feedforward_norm")  # fmt: skip
 
 
 def choose_flags(flags: Sequence[Flag], without: Sequence[str] = (), **defaults: tuple) -> list[Flag]:
@@ -2060,8 +2074,8 @@ def overfit_cell(config: dict) -> dict:
     unread = {"activation", "unreachable", "divide"} if config["model"] == "content" else set()
     if config["model"] == "content" and config["distance"] == "off":
         unread |= {"stack"}
-    if config["norm"] == config["feedforward_norm"] == "none":
-        unread |= {"norm_mask"}
+    if config["norm"] == "none":
+        unread |= {"norm_order"} | ({"norm_mask"} if config["feedforward_norm"] == "none" else set())
     return {key: value for key, value in config.items() if key not in unread}
 
 
@@ -2279,11 +2293,13 @@ def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str,
 
 
 def code_fingerprint(*paths: Path | str) -> str:
-    """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws and
-    writes is left out: sections 14 to 16 of core.py (none that decides refers to them), `figures`, `headline`, `memory` of a
-    script."""
+    """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws, writes
+    and judges is left out: sections 14 to 16 of core.py (none that decides refers to them), NOT_DECIDING of a script."""
     trees = b"".join(deciding_tree(Path(path).read_text(encoding="utf-8")) for path in paths)
     return hashlib.sha256(trees).hexdigest()[:8]
+
+
+NOT_DECIDING = {"figures", "headline", "memory", "CLAIMS", "SMOKE"}
 
 
 @functools.cache
@@ -2291,7 +2307,8 @@ def deciding_tree(source: str) -> bytes:
     """The syntax trees for `code_fingerprint`, written out."""
     before, _, behind = source.partition("\n# %% 14 ")
     tree = ast.parse(before + "\n" + behind.partition("\n# %% 17 ")[2].partition("\n")[2])
-    tree.body = [node for node in tree.body if getattr(node, "name", "") not in ("figures", "headline", "memory")]
+    named = lambda node: {getattr(node, "name", ""), *(getattr(target, "id", "") for target in getattr(node, "targets", ()))}  # noqa: E731
+    tree.body = [node for node in tree.body if not named(node) & NOT_DECIDING]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
@@ -2948,9 +2965,12 @@ def rebuild_index(entries: str) -> str:
     return rebuild_coverage(entries) + "## Entries\n\n" + INDEX_HEAD + "".join(rows)
 
 
+OURS = re.compile(r"\b(ours|our (question|reading))\b")  # in a claim or its source: the notebook does not say it
+
+
 def rebuild_coverage(entries: str) -> str:
     """Every claim that an entry judged, notebook by notebook in the order of its sections, folded: with its verdicts, oldest first,
-    each a link to the last entry that reached it before another did."""
+    each a link to the last entry that reached it before another did. The summary counts what the notebook says and OURS apart."""
     notebooks = {notebook: {} for notebook in NOTEBOOKS}
     for match, claims in entries_of(entries):
         for text, source, verdict in claims:
@@ -2964,13 +2984,17 @@ def rebuild_coverage(entries: str) -> str:
     for notebook, found in notebooks.items():
         place = {name: i for i, name in enumerate(NOTEBOOKS.get(notebook, ()))}
         order = sorted(found, key=lambda claim: next((i for name, i in place.items() if claim[0].startswith(name)), len(place)))
-        last = [found[claim][-1][0] if found[claim] else "not tested" for claim in order]
-        counts = ", ".join(f"{last.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in last)
+        summary = []
+        for whose, asked in (("statements", False), ("questions of ours", True)):
+            of_these = [claim for claim in order if bool(OURS.search(f"{claim[1]} {claim[0]}")) == asked]
+            last = [found[claim][-1][0] if found[claim] else "not tested" for claim in of_these]
+            counts = ", ".join(f"{last.count(verdict)} {verdict}" for verdict in VERDICTS if verdict in last)
+            summary += [f"{len(of_these)} {whose}: {counts}"] if of_these else []
         rows = ["| section | claim | verdict | script |", "|---|---|---|---|"]
         for claim in order:
             verdicts = ", then ".join(f"[{verdict}](#{anchor})" for verdict, anchor in found[claim]) or "not tested"
             rows.append(f"| {claim[0]} | {claim[1]} | {verdicts} | {claim[2]} |")
-        head = f"<details><summary>{notebook[0].upper()}{notebook[1:]}: {len(order)} claims, {counts}</summary>"
+        head = f"<details><summary>{notebook[0].upper()}{notebook[1:]}. {'; '.join(summary)}</summary>"
         parts += ["\n".join([head, "", *rows, "", "</details>\n"])] if order else []
     return "\n".join(["## Claims\n", *parts, ""]) if parts else ""
 

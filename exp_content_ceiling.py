@@ -22,7 +22,8 @@ from torch import Tensor, nn
 import core
 from core import ANY_ABOVE, ANY_BELOW, Check, Claim
 
-FIXED = {"model": "content", "norm": "layer", "mixed_norm": "none", "feedforward_norm": "none", "degree": "off", "readout": "plain"}
+FIXED = {"model": "content", "norm": "layer", "norm_order": "first", "mixed_norm": "none", "feedforward_norm": "none",
+         "degree": "off", "readout": "plain"}  # fmt: skip
 GRID = {"dim": (100, 3, 16, 50, 200), "distance": ("off",), "order": ("stored", "shuffled"), "epochs": (1000,)}
 FLAGS = core.overfit_flags((*FIXED, "activation", "norm_mask", "unreachable", "divide"), **GRID)
 TEST_GRAPHS = 200  # in each of two tests: the training graphs' patterns, and fresh ones

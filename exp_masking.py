@@ -82,13 +82,17 @@ def trial(config: dict, seed: int) -> dict:
     own, alone = slice(small * n, small * n + batch.sizes[small]), core.GraphBatch([graphs[small]], real.device)
     found["alone"] = relative(mixing(x[own], alone) - out[own], out[own])
     (logits, weight, mixed), (exact, _, honest) = (attend(mixing, method, x, batch) for method in (config["mask"], "exact"))
-    gradient, truth = (torch.autograd.grad((m * probe)[real].sum(), at)[0] for m, at in ((mixed, logits), (honest, exact)))
+    (gradient, behind), (truth,) = (
+        torch.autograd.grad((m * probe)[real].sum(), at) for m, at in ((mixed, (logits, weight)), (honest, exact))
+    )
+    behind, rows = behind.transpose(1, 2), batch.nodes  # of the weights, a row a node
+    found["output_gradient_padding"] = relative(behind[~rows], behind[rows])
     found["gradient_error"] = relative((gradient - truth)[gradient.isfinite()], truth)
     found["padding_mixed"] = relative(mixed[~real], mixed[real])
     shares = {
         "nan_padding": mixed[~real].isnan(), "nan_forward": model(batch)[real].isnan(), "nan_backward": gradient.isnan(),
         "misplaced_zeros": (weight == 0) == stack.reachable[:, None], "gradient_zeros": gradient == 0,
-        "reachable_outside": ~stack.real[stack.reachable],
+        "output_gradient_zeros": behind[rows] == 0, "reachable_outside": ~stack.real[stack.reachable],
     }  # fmt: skip
     found |= {name: float(hits.float().mean()) if hits.numel() else 0.0 for name, hits in shares.items()}
     return core.overfit(config, seed, build(config, seed)) | found
@@ -118,6 +122,9 @@ CLAIMS = [
     Claim("attention does not change padding nodes that are not zero", "9.3", checks("padding_mixed", NONE, *BOTH)),
     Claim("nor does it with -1000 before a softmax (our question)", "9.3", checks("padding_mixed", NONE, "softmax -1000")),
     Claim("the gradient at a softmax's input has no zeros", "9.3", checks("gradient_zeros", (ANY_BELOW, 0.01), "softmax zero-nan")),
+    Claim("that at its output is zero for padding nodes, and nowhere else", "9.3",
+          checks("output_gradient_padding", NONE, "softmax zero-nan")
+          + checks("output_gradient_zeros", (ANY_BELOW, 0.01), "softmax zero-nan")),
     Claim("reachable pairs are pairs of real nodes", "10.3", checks("reachable_outside", NONE, "exact")),
     Claim("a layer norm needs no mask", "13/3", checks("forward_layer_blind backward_layer_blind", NONE, *BOTH)),
     Claim("batch norm and mean pooling leak without one (our question)", "15.3",

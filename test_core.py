@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import signal, sparse, stats
+from scipy import signal, sparse, special, stats
 
 import core
 from core import Check, Claim
@@ -35,6 +35,7 @@ CONFIG = {
     "model": "position", "layers": 2, "dim": 8, "heads": 2, "hidden": 12, "stack": (0, 1), "distance": "on",
     "activation": "sigmoid", "norm": "layer", "feedforward_norm": "none", "degree": "off",
     "unreachable": "shut", "readout": "plain", "divide": 1.0, "mixed_norm": "none",
+    "norm_order": "first",
 }  # fmt: skip
 
 
@@ -379,9 +380,24 @@ def test_edge_products_against_sums_over_the_third_node():
             [sum((edge[i, m] @ first) * (edge[second_index(m, j)] @ second) for m in range(n)) for j in range(n)] for i in range(n)
         ]
         torch.testing.assert_close(layer(edge), torch.stack([torch.stack(row) for row in expected]))
-    layer = core.EdgeLayer(e).double()
-    inner = edge + layer.feedforward(edge.reshape(-1, e)).reshape(n, n, e)
-    torch.testing.assert_close(layer(edge), inner + layer.path(inner)[..., None] / n)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("activation", [*core.EDGE_ACTIVATIONS, "off"])
+def test_edge_layer_against_its_definition(activation, shared):
+    n, e = 5, 3
+    torch.manual_seed(0)
+    layer, edge = core.EdgeLayer(e, activation, shared).double(), torch.randn(n, n, e, dtype=torch.float64)
+    inner = (edge + layer.feedforward(edge.reshape(-1, e)).reshape(n, n, e)).detach().numpy()
+    assert (layer.path is None) == (activation == "off")
+    added = np.zeros((n, n))
+    if layer.path:
+        heads = [inner @ head.weight[0].detach().numpy() for head in (layer.path.first, layer.path.second)]
+        assert np.array_equal(*heads) == shared
+        score = heads[0] @ heads[1]
+        added = {"none": score / n, "relu": np.maximum(score, 0) / n, "softmax": special.softmax(score, 1),
+                 "gaussian": (score - score.mean()) / (score.std(ddof=1) + 1e-5)}[activation]  # fmt: skip
+    np.testing.assert_allclose(layer(edge).detach(), inner + added[..., None], rtol=1e-9)
 
 
 @pytest.mark.parametrize("build", [core.EdgeLayer, lambda e: core.EdgeProduct(e, "path"), lambda e: core.EdgeProduct(e, "cluster")])
@@ -1905,6 +1921,16 @@ def test_drawing_and_words_do_not_decide_a_trial(tmp_path, old, new, same):
     assert (core.code_fingerprint(tmp_path / "core.py") == core.code_fingerprint(core.__file__)) == same
 
 
+@pytest.mark.parametrize(("name", "same"), [("CLAIMS", True), ("SMOKE", True), ("METRICS", False), ("FLAGS", False)])
+def test_what_a_script_claims_leaves_its_trials_valid(name, same, tmp_path):
+    found = set()
+    for number in (1, 2):
+        path = tmp_path / f"{number}.py"
+        path.write_text(f"{name} = [{number}]\nOTHER, THIRD = 1, 2\n\n\ndef trial(x):\n    return x\n")
+        found.add(core.code_fingerprint(path))
+    assert (len(found) == 1) == same
+
+
 @pytest.mark.parametrize(
     ("name", "same"), [("figures", True), ("headline", True), ("memory", True), ("trial", False), ("cell", False)]
 )
@@ -2104,7 +2130,7 @@ def test_claims_stand_in_the_notebooks_order_with_every_verdict_that_another_fol
         table = "".join(f"| {text} · {source} | **{verdict}** | 1 · 2 |\n" for text, source, verdict in rows)
         core.append_entry(logbook, f"## 2026-01-01 · {name} · t\n\nEntry: {notebook}, x: y. Question: none?\n\n{table}", anchor)
 
-    late, early, own = ("b · c", "13/3, 6/3"), ("a", "6/3"), ("mine", "1/1")
+    late, early, own = ("b · c (our question)", "13/3, 6/3"), ("a", "6/3"), ("mine", "1/1")
     append("graph notebook", (*late, "reproduced"), (*early, "not tested"), anchor="one")
     append("graph notebook", (*late, "inconclusive"), (*early, "refuted"), anchor="two")
     append("graph notebook", (*late, "inconclusive"), (*early, "not tested"), anchor="three")
@@ -2113,11 +2139,12 @@ def test_claims_stand_in_the_notebooks_order_with_every_verdict_that_another_fol
     append("my notebook", (*own, "reproduced"), anchor="six")
     claims = logbook.read_text().partition("## Claims\n")[2].partition("## Entries\n")[0]
     assert re.findall(r"<summary>(.+)</summary>", claims) == [
-        "Graph notebook: 3 claims, 1 reproduced, 1 refuted, 1 inconclusive", "Logic journal: 1 claims, 1 not tested",
-        "My notebook: 1 claims, 1 reproduced"]  # fmt: skip
+        "Graph notebook. 2 statements: 1 reproduced, 1 refuted; 1 questions of ours: 1 inconclusive",
+        "Logic journal. 1 statements: 1 not tested", "My notebook. 1 statements: 1 reproduced"]  # fmt: skip
     assert [line for line in claims.splitlines() if line.startswith("| ") and "section" not in line] == [
         "| 6/3 | a | [refuted](#two) | toy |", "| 6/3 | a | [reproduced](#four) | other |",
-        "| 13/3, 6/3 | b · c | [reproduced](#one), then [inconclusive](#three) | toy |", "| plain | d | not tested | toy |",
+        "| 13/3, 6/3 | b · c (our question) | [reproduced](#one), then [inconclusive](#three) | toy |",
+        "| plain | d | not tested | toy |",
         "| 1/1 | mine | [reproduced](#six) | toy |"]  # fmt: skip
 
 

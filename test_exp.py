@@ -32,6 +32,7 @@ import exp_logic_gates as gates
 import exp_logic_relu as relu
 import exp_masking as masking
 import exp_palindrome as palindrome
+import exp_path_attention as path_attention
 import exp_pattern_limit
 import exp_pattern_stats
 import exp_pyramid_edges as pyramid_edges
@@ -42,7 +43,7 @@ SCRIPTS = sorted(path.stem for path in HERE.glob("exp_*.py"))
 OVERFIT_EFFECTS = {
     "model": ("gin", {}), "activation": ("softmax", {}), "layers": (3, {}), "lr": (1e-3, {}), "stack": ((0, 1, 2), {}),
     "distance": ("off", {}), "norm": ("layer/batch", {}), "norm_mask": ("off", {"norm": "batch"}),
-    "feedforward_norm": ("batch", {}), "degree": ("on", {}), "dim": (4, {}), "heads": (2, {}),
+    "norm_order": ("last", {}), "feedforward_norm": ("batch", {}), "degree": ("on", {}), "dim": (4, {}), "heads": (2, {}),
     "unreachable": (1.0, {}), "readout": ("centred", {}), "divide": ("degree", {}), "mixed_norm": ("batch", {}),
     "hidden": (4, {}), "graphs": (3, {}), "batch": (1, {}), "order": ("shuffled", {}), "epochs": (5, {}), "clip": (1e-3, {}),
 }  # fmt: skip
@@ -88,8 +89,12 @@ EFFECTS = {
     },
     "exp_content_ceiling": {"stack": ((0, 1, 2), {"distance": "on"}), "distance": ("on", {})},
     "exp_masking": {"mask": ("-1", {}), "norm_mask": ("on", {"norm": "batch"})},
-    "exp_gin_emulation": {"start": ("hand", {})},
+    "exp_gin_emulation": {"start": ("hand", {}), "gate": ("relu", {}), "feedforward": ("identity", {})},
     "exp_complexity": {"model": ("path", {}), "nodes": (5, {}), "edge_dim": (3, {}), "dim": (4, {}), "heads": (4, {})},
+    "exp_path_attention": {
+        "activation": ("gaussian", {}), "weights": ("one", {}), "receptive_field": (2, {}), "depth": (1, {}), "dim": (3, {}),
+        "lr": (1e-2, {}), "steps": (5, {}), "train_up_to": (4, {}),
+    },
     "exp_logic_relu": {
         "model": ("relu-gates", {}), "hidden": ((8, 6), {}), "batch": (8, {}), "lr": (0.2, {}), "steps": (25, {}),
         "alive": (0.5, {}), "spread": (0.1, {}),
@@ -915,6 +920,29 @@ def plain_forward(model, n, e, d, heads):
     else:
         path(edge + feedforward(edge) if model == "simple" else edge, model == "cluster")
     return weights
+
+
+def test_pairs_for_path_attention_are_those_of_the_lattice():
+    """Neighbours are one step apart on the lattice; colours are (row + column) mod 3."""
+    pairs, places = path_attention.Pairs(4, 2), [(row, column) for row in range(4) for column in range(row + 1)]
+    label, beyond = (part.view(10, 10) for part in (pairs.label, pairs.beyond))
+    for (i, one), (j, other) in itertools.product(enumerate(places), repeat=2):
+        step = (other[0] - one[0], other[1] - one[1])
+        near = step in {(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1)}
+        assert beyond[i, j] == (not near) and (pairs.edge[i, j, 1] > 0) == near
+        assert label[i, j] == (core.IGNORED if i == j else sum(one) % 3 == sum(other) % 3)
+    torch.testing.assert_close(pairs.edge[..., 2], pairs.edge[..., 1] @ pairs.edge[..., 1])
+
+
+def test_without_path_attention_pairs_beyond_neighbours_are_one():
+    parts = [path_attention.Pairs(5, 1)]
+    edge, beyond = parts[0].edge, parts[0].beyond & (parts[0].label != core.IGNORED)
+    for activation in path_attention.ACTIVATIONS:
+        torch.manual_seed(0)
+        model = path_attention.PairClassifier({"activation": activation, "dim": 4, "depth": 2}, parts)
+        told = model(edge)[beyond].std(0).max() > 1e-6
+        assert told == (activation != "off")
+    assert path_attention.score(model, parts, beyond=True) == 0.5
 
 
 @pytest.mark.parametrize(("n", "e", "d", "heads"), [(5, 3, 8, 2), (9, 2, 12, 3)])
