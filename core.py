@@ -50,7 +50,6 @@ import functools
 import gc
 import hashlib
 import importlib
-import inspect
 import io
 import itertools
 import json
@@ -2316,6 +2315,22 @@ def deciding_tree(source: str) -> bytes:
     return ast.dump(tree).encode()
 
 
+def keep_arrays(kind: str, made_of: bytes, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What make() returns, from runs/ if this code has made it of the same bytes before. What is damaged there is made anew, and a
+    place to keep it is a convenience."""
+    digest = hashlib.sha256(code_fingerprint(__file__).encode() + made_of).hexdigest()[:16]
+    path = REPOSITORY / "runs" / f"{kind}-{digest}.npz"
+    damaged = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+    with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+    arrays, content = make(), io.BytesIO()
+    np.savez(content, **arrays)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content.getvalue())
+    return arrays
+
+
 def trial_key(config: dict, seed: int) -> str:
     """Twelve hex digits that name a trial; the device and its threads are part of it, since they decide the last bits."""
     where = [Runtime.device.type, Runtime.threads]
@@ -3485,19 +3500,8 @@ def load_text(source: str) -> Text:
     """The text that `--text` names: "library", or a UTF-8 file, whose documents are its paragraphs (its lines, if it has under 20).
     The library's is kept in runs/, since it takes seconds to collect. Raises UsageError for a file that is none, or too short."""
     if source == "library":
-        code = hashlib.sha256((sys.version + code_fingerprint(__file__)).encode()).hexdigest()[:12]
-        kept = REPOSITORY / "runs" / f"text-{code}.json"
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            stored = json.loads(kept.read_text(encoding="utf-8"))
-            text = as_text(stored["train"], stored["held_out"])
-            if text.sha256 == stored["sha256"]:
-                return text
-        train, held_out = split_text(library_documents())
-        text = as_text(train, held_out)
-        with contextlib.suppress(OSError):  # a place to keep it is a convenience
-            kept.parent.mkdir(exist_ok=True)
-            write_atomically(kept, json.dumps({"train": train, "held_out": held_out, "sha256": text.sha256}).encode())
-        return text
+        kept = keep_arrays("text", sys.version.encode(), lambda: as_text(*split_text(library_documents()))._asdict())
+        return Text(kept["train"], kept["held_out"], str(kept["sha256"]))
     try:
         content = Path(source).read_text(encoding="utf-8")
     except OSError as error:
@@ -3995,14 +3999,10 @@ def load_questions(source: str, links: tuple[str, ...]) -> tuple[Questions, np.n
         content = Path(source).read_bytes()
     except OSError as error:
         raise UsageError(f"--questions {source}: cannot be read ({error.strerror}); name a .jsonl file") from None
-    made_by = [
-        content,
-        *(inspect.getsource(function).encode() for function in (Questions, words_in, read_question, read_all, link_questions)),
-    ]
-    words, edges = (hashlib.sha256(b"".join(made_by[:n])).hexdigest()[:16] for n in (5, 6))
-    read = keep_arrays(f"words-{words}", lambda: read_all(source, content))
+    read = keep_arrays("words", content, lambda: read_all(source, content))
     vocabulary, questions = tuple(read.pop("words").tolist()), Questions(**read)
-    found = keep_arrays(f"edges-{edges}-{'-'.join(links)}", lambda: {"edges": link_questions(questions, links)})
+    linked = content + ",".join(links).encode()
+    found = keep_arrays("edges", linked, lambda: {"edges": link_questions(questions, links)})
     return questions, found["edges"], vocabulary, hashlib.sha256(content).hexdigest()[:16]
 
 
@@ -4021,20 +4021,6 @@ def read_all(source: str, content: bytes) -> dict[str, np.ndarray]:
     if len(parts) < 10:
         raise UsageError(f"--questions {source}: {len(parts)} questions; give at least 10, a question a line")
     return join_questions(parts)._asdict() | {"words": np.array(["?", "[masked]", *number])}
-
-
-def keep_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What make() returns, from runs/ if it lies there; a place to keep it is a convenience."""
-    path = REPOSITORY / "runs" / f"{name}.npz"
-    damaged = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
-    with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
-    arrays, content = make(), io.BytesIO()
-    np.savez(content, **arrays)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, content.getvalue())
-    return arrays
 
 
 # %% 21 Graph attention
@@ -4792,11 +4778,6 @@ def unknown_pattern(adjacencies: Sequence[np.ndarray], rng: np.random.Generator,
 def kept_posterior(graphs: Sequence[Graph], seed: int, sweeps: int) -> list[np.ndarray]:
     """`unknown_pattern` of graphs, the mean of two chains: each node's chance [n], the best that anyone can know. It lies in runs/
     for the next one who asks for the same graphs."""
-    code = (total_chances, size_weights, LabelChain, unknown_pattern, kept_posterior)
-    made_by = (EDGE_INSIDE, EDGE_BETWEEN, *map(inspect.getsource, code))
-    digest = hashlib.sha256(repr((seed, sweeps, made_by)).encode())
-    for graph in graphs:
-        digest.update(graph.edges.tobytes() + b"-")
 
     def make() -> dict[str, np.ndarray]:
         adjacencies = [graph.adjacency() for graph in graphs]
@@ -4804,7 +4785,8 @@ def kept_posterior(graphs: Sequence[Graph], seed: int, sweeps: int) -> list[np.n
         return {"chance": np.mean([np.concatenate(chain) for chain in chains], 0)}
 
     sizes = [len(graph.feature) for graph in graphs]
-    return np.split(keep_arrays(f"posterior-{digest.hexdigest()[:16]}", make)["chance"], np.cumsum(sizes)[:-1])
+    made_of = repr((seed, sweeps)).encode() + b"-".join(graph.edges.tobytes() for graph in graphs)
+    return np.split(keep_arrays("posterior", made_of, make)["chance"], np.cumsum(sizes)[:-1])
 
 
 class BitRows(NamedTuple):
