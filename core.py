@@ -1161,7 +1161,8 @@ def _transformer_layer(mixing: nn.Module, c: dict) -> nn.Module:
     before_mixing, _, before_feedforward = c["norm"].partition("/")
     norms = (before_mixing, before_feedforward or before_mixing)
     feedforward = FeedForward(c["dim"], c["hidden"], c["feedforward_norm"])
-    return TransformerLayer(mixing, feedforward, c["dim"], norms, c["norm_order"] == "first", c["mixed_norm"])
+    norm_first = c.get("norm_order", "first") == "first"  # without norms a cell tells no order
+    return TransformerLayer(mixing, feedforward, c["dim"], norms, norm_first, c["mixed_norm"])
 
 
 def _position_layer(c: dict) -> nn.Module:
