@@ -7,8 +7,8 @@ Hypothesis  Heads that sum the stacks with weights +1 and -1, multiplied, are no
             Chebyshev polynomial T(P) of degree n - 1: one head needs n stacks, and weights that grow 1 + sqrt 2 times a node; for
             an even n no head wins with fewer. Rows compared as multisets, whatever the numbering, tell it from half as many.
 Rule        Paths of 3 to 16 nodes and 24, 4 and 5 stacks, exact integers; "wins": larger than every other entry of its row. Seeds
-            matter to random heads, 2,000 pairs, and to the order of float32 sums; exact numbers of ours were seen in drafts. A claim stands if the
-            95% interval of every check lies in its range, and falls if one lies wholly outside (CLAIMS, below).
+            matter to random heads, 2,000 pairs, and to the order of float32 sums; exact numbers of ours were seen in drafts. A
+            claim stands if the 95% interval of every check lies in its range, and falls if one lies wholly outside.
 Cost        under 1 min on 2 cores
 """
 
