@@ -7,7 +7,7 @@ Hypothesis  Weights: 8e^2 + 2e + 12d^2 with edge bias, 8e^2 + 2e simple. MACs: 8
 Rule        One forward pass; 5 seeds: other weights and inputs, timed again, interleaved. Powers of a run's three largest sizes;
             "like n^2" is nearer to 2 than to 1 or 3. A claim stands if every check's 95% interval is in range, falls if one is out.
 Cost        about 80 s with --jobs 1, as recorded (a second process disturbs the times); 2.3 GB a process
-Quick       `--seeds 3`
+Quick       `--nodes 256 64 128 512 --seeds 3`
 """
 
 import numpy as np

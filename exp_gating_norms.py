@@ -13,7 +13,7 @@ Rule        5 paired seeds. Overfit: 32 stored graphs, 4 layers, feed-forward 20
             one lies outside.
 Cost        about 11 min on 2 cores; `--task overfit` alone about 4 min. Norms first or last, an entry of its own, 2 min:
             `--task overfit --norm layer batch --feedforward-norm none --norm-order first last`
-Quick       `--task overfit --norm layer batch --epochs 50 --seeds 3`
+Quick       `--task overfit --norm layer batch --epochs 30 --seeds 3`
 """
 
 import numpy as np

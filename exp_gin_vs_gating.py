@@ -11,7 +11,7 @@ Rule        5 paired seeds, the overfit set-up: 32 stored graphs, 4 layers, 200 
             arms interleaved in each trial, medians. A claim stands if the 95% interval of every check lies in its range, and falls
             if one lies outside.
 Cost        about 6 min on 2 cores
-Quick       `--model gin position --epochs 60 --seeds 3`
+Quick       `--model gin position --epochs 40 --seeds 3`
 """
 
 import numpy as np

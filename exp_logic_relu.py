@@ -11,7 +11,7 @@ Rule        Plain SGD on fresh batches; loss: exact, over all 512 neighbourhoods
             so far, geometric mean over seeds not born dead (the living). On top: share of what should be 1 that comes out within
             0.99 to 1.01, over 0.9. A claim stands if the 95% interval of every check is in its range, and falls if one is out.
 Cost        about 20 min on 2 cores; [9, 48, 48, 1]: `--model relu --hidden 48,48 --batch 512 --steps 2500`, half a minute
-Quick       `--model relu relu-gates --steps 1000 --seeds 4`
+Quick       `--model relu relu-gates --steps 600 --seeds 4`
 """
 
 import itertools

@@ -9,7 +9,7 @@ Hypothesis  Ours. Eight seeds as one tensor program make at least 1.9 times the 
 Rule        Medians of interleaved rounds in one process, one thread; ratios of times for the same work, 5 seeds (other weights,
             wires, boards, circuits). A claim stands if the 95% interval of the geometric mean is in its range, falls if out of it.
 Cost        about 4 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
-Quick       `--network wired --rounds 5 --steps 1000 --seeds 3`
+Quick       `--part stack layer --network wired --units 128 --rounds 3 --seeds 3`
 """
 
 import numpy as np

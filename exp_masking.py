@@ -9,7 +9,7 @@ Rule        5 paired seeds, overfit set-up, padding travels as nodes. One untrai
             over the largest output; backward, the largest gradient on padding over that on real nodes; NaN counts as 1. None: below
             1e-6, a leak: above 1e-3; scores are the same within 0.01. A claim stands if all its 95% intervals lie in its ranges.
 Cost        about 4 min on 2 cores with the defaults; `--mask exact zero-nan --activation softmax` under 1 min
-Quick       `--epochs 10 --seeds 3`
+Quick       `--epochs 3 --seeds 3`
 """
 
 import torch

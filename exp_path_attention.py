@@ -10,7 +10,7 @@ Rule        5 paired seeds. A pair's features are (P^0, P^1)[i, j], P = D^-1 A, 
             another) over pairs i != j of the next pyramid (test) and of the trained ones; beyond: of the next, further apart than
             neighbours. A claim stands if the 95% interval of every check lies in its range, and falls if one lies outside.
 Cost        about 6 min on 2 cores
-Quick       `--activation none gaussian off --steps 300 --seeds 3`
+Quick       `--activation none softmax off --steps 150 --seeds 3`
 """
 
 import torch

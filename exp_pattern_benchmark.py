@@ -12,7 +12,7 @@ Rule        3 seeds, each a regenerated benchmark: 10,000 / 2,000 / 2,000 graphs
             mean of both class recalls, in points; by batch, as the authors average, too. A claim stands if the 95% interval of
             every check lies in its range, and falls if one lies wholly outside.
 Cost        over 2 h on 2 cores; resumes inside a trial. A cheaper look: `--train-graphs 2000 --epochs 8`, 15 min
-Quick       `--train-graphs 300 --val-graphs 200 --test-graphs 200 --epochs 4 --seeds 2`
+Quick       `--train-graphs 300 --val-graphs 100 --test-graphs 100 --epochs 3 --sweeps 60 --seeds 2`
 """
 
 import numpy as np

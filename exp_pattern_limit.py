@@ -10,7 +10,7 @@ Rule        10 seeds, each with test graphs of its own; pooled mean of both clas
             the prior: they have to agree within 0.1, the posterior to expect its own score within 0.3. A claim stands if the 95%
             interval of every check lies in its range, and falls if one lies wholly outside.
 Cost        about 16 min on 2 cores. An entry of its own: `--knowledge patterns mean-field --graphs 300 --seeds 5`, 6 min
-Quick       `--graphs 100 --sweeps 200 --seeds 3`
+Quick       `--graphs 60 --sweeps 100 --seeds 3`
 """
 
 import numpy as np

@@ -10,7 +10,7 @@ Rule        Forward and backward from queries, keys, values on, interleaved, one
             at 1% alone, beyond 4096 untimed; the peer, without types, up to 10^6 edges; nothing beyond 1000 edges a node. A claim
             stands if every check's 95% interval is in its range, falls if one is out. Pilots were seen on seed 1000.
 Cost        about 8 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
-Quick       `--length 2048 512 --seeds 3`
+Quick       `--length 2048 512 --density 0.01 0.1 --seeds 3`
 """
 
 import math

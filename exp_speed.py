@@ -10,7 +10,7 @@ Rule        Medians of interleaved rounds in one process, arms with the same wei
             5 seeds, other graphs each. Ranks: torchrun over the same grid, in turns, with start-up. A claim stands if the 95%
             interval of the geometric mean is in its range, and falls if out of it. As recorded: one thread; `--threads 2` beside.
 Cost        about 10 min with --jobs 1, as recorded. The peer, where installed: pip install --no-deps -r requirements-peers.txt
-Quick       `--part gin mixing stacks log --rounds 5 --seeds 3`
+Quick       `--part gin mixing log --rounds 3 --seeds 3`
 """
 
 import copy
