@@ -244,6 +244,14 @@ def test_every_claim_has_a_row_and_a_place_in_its_notebook(script):
         assert claim.source.startswith(sections)
 
 
+def test_every_link_of_the_logbook_and_the_readme_leads_somewhere():
+    logbook, readme = ((HERE / name).read_text() for name in ("logbook.md", "README.md"))
+    anchors = set(re.findall(r'^<a id="([^"]+)"></a>$', logbook, re.MULTILINE)) | {"more-cores-more-machines"}
+    assert {*re.findall(r"\]\((?:logbook\.md)?#([^)]+)\)", logbook + readme)} <= anchors
+    files = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", logbook + readme)
+    assert len(files) > 100 and not [name for name in {*files} if not (HERE / name).exists()]
+
+
 def test_every_claim_can_be_reached(script):
     """Each claim's cells are cells of some grid, and their trials hold its metrics."""
     scalars, derived = {}, {}
