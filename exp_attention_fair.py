@@ -124,7 +124,7 @@ def figures(run: core.Run) -> list[core.Figure]:
     panels = [key for key in varies if key not in (lines, "lr")]
     curves = core.sweep_figure(run, "rates", headline(run), "lr", ["loss"], "held-out loss, nats a byte", panels, log="x")
     losses = np.array([run.values(i, "loss") for i in range(len(run.cells))])
-    curves.figure.axes[0].set_ylim(np.nanmin(losses) - 0.02, min(np.nanmax(losses), np.nanmin(losses) + 0.8) + 0.02)
+    curves.figure.axes[0].set_ylim(np.nanmin(losses) - 0.02, min(np.nanmax(losses), np.nanmin(losses) + 1.2) + 0.02)
     rates = sorted({cell["lr"] for cell in run.cells})
     for axes in curves.figure.axes:
         axes.set_xticks(rates, [f"{1e3 * rate:g}" for rate in rates])
