@@ -141,7 +141,11 @@ CLAIMS = [
 
 
 def headline(run: core.Run) -> str:
-    return f"microseconds a generation: {core.extremes(run, 'time_packed_us')}"
+    if any(cell["part"] == "boards" for cell in run.cells):
+        return f"microseconds a generation: {core.extremes(run, 'time_packed_us')}"
+    timed = {name: np.array([run.values(i, f"time_{name}") for i in range(len(run.cells))]) for name in RATIOS}
+    found = [f"{name.replace('_', ' ')} {core.brief(np.nanmean(values))}" for name, values in timed.items() if (values > 0).any()]
+    return f"times as fast: {', '.join(found)}"
 
 
 def figures(run: core.Run) -> list[core.Figure]:
