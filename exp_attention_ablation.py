@@ -13,7 +13,7 @@ Cost        about 25 min on 2 cores, 48 settings x 5 seeds. Entries of their own
             --post-attn-norm none --bug none norm-dim no-position`; positions, 9 min: `--qk-activ none --attn-activ softmax sigmoid
             --qk-norm none fro_norm --position linear rotary none`. One run, 10 s: `--attn-activ softmax --qk-norm none --qk-activ
             none --post-attn-norm none --seeds 1`
-Quick       `--qk-activ none --qk-norm none fro_norm --post-attn-norm none --steps 40 --seeds 3`
+Quick       `--attn-activ softmax sigmoid tanh --qk-activ none --qk-norm none fro_norm --post-attn-norm none --steps 40 --seeds 3`
 """
 
 import textwrap

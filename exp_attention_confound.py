@@ -10,7 +10,7 @@ Rule        5 paired seeds; nats a token of the notebook's, as in attention_abla
             and falls if one lies wholly outside.
 Cost        about 20 min on 2 cores. Nearer to the notebook's model (8 layers, one head, its initial weights), 20 min, an entry of
             its own: `--pace notebook steps borrowed --layers 8 --dim 64 --heads 1 --init notebook`
-Quick       `--pace notebook steps --steps 60 --seeds 3`
+Quick       `--pace notebook steps --steps 40 --seeds 3`
 """
 
 import math

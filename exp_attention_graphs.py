@@ -10,7 +10,7 @@ Rule        5 seeds, the query on the start's nodes, 500 questions of each numbe
             its AUC taken on the other. Cut: edges left out of all layers, as many of each question. A claim stands if the 95%
             interval of every check lies in its range, and falls if one lies wholly outside.
 Cost        about 8 min on 2 cores
-Quick       `--hops 1 --steps 250 --seeds 3`
+Quick       `--hops 1 --steps 250 --test-questions 200 --seeds 3`
 """
 
 from collections.abc import Callable

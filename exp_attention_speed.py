@@ -8,7 +8,7 @@ Rule        Interleaved medians in one process, one thread, from queries, keys a
             call adds in a process of its own. A claim stands if the 95% interval of the geometric mean is in its range, and falls
             if out of it.
 Cost        about 8 min with --jobs 1, as recorded
-Quick       `--position linear --allocator keeps --rounds 3 --seeds 3`
+Quick       `--position linear --allocator keeps --rounds 2 --seeds 3`
 """
 
 import math

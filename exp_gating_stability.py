@@ -10,7 +10,7 @@ Rule        5 paired seeds, each with its own pattern; 32 stored graphs, one bat
             is below 0.01, "jumps" above 0.02. A claim stands if the 95% interval of every check lies in the range that the claim
             gives it, and falls if one lies wholly outside (CLAIMS, below; fixed before the first full run).
 Cost        about 10 min on 2 cores with the defaults; `--layers 4 --lr 1e-5` alone about 3 min
-Quick       `--layers 4 1 --lr 1e-4 --epochs 40 --seeds 3`
+Quick       `--layers 4 1 --lr 1e-4 --epochs 30 --seeds 3`
 """
 
 import core

@@ -11,7 +11,7 @@ Rule        Eight arms (norm in the MLP x norm between layers x divisor), 5 pair
             "low" a ratio below 0.001. A claim stands if the 95% interval of every check lies in its range, and falls if one lies
             outside.
 Cost        about 5 min on 2 cores; `--divide 1` alone half of that
-Quick       `--divide 1 --epochs 40 --seeds 3`
+Quick       `--divide 1 --epochs 60 --seeds 3`
 """
 
 import numpy as np

@@ -15,7 +15,7 @@ Rule        5 paired seeds, the overfit set-up with a single layer, as on that d
 Cost        about 6 min on 2 cores; with `--unreachable shut` about 2 min. Simpler layers, an entry of its own, 3 min:
             `--model position --unreachable shut --start default --dim 100 1 --norm layer batch --gate sigmoid relu
             --feedforward mlp identity`
-Quick       `--unreachable shut 1 --epochs 40 --seeds 3`
+Quick       `--unreachable shut 1 --epochs 60 --seeds 3`
 """
 
 import torch

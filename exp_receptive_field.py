@@ -12,7 +12,7 @@ Rule        5 paired seeds, 4 layers, 16 stored graphs, feed-forward 200, 100 st
             claim stands if the 95% interval of every check lies in its range, and falls if one lies outside.
 Cost        about 8 min on 2 cores; with `--degree on --distance on` about 4 min; about 1 min with
             `--lr 1e-4 1e-3 --activation softmax --stack 0,1,2,3,4 --feedforward-norm batch`
-Quick       `--stack 0,1 0,1,2,3,4 --distance on --epochs 30 --seeds 3`
+Quick       `--stack 0,1 0,1,2,3,4 --distance on --epochs 50 --seeds 3`
 """
 
 import core

@@ -8,7 +8,7 @@ Rule        5 paired seeds; accuracy on 500 new questions of each number of hops
             2 hops are first over 0.9 (100 if never). Weights count if training moves them. A claim stands if the 95% interval of
             every check lies in its range, and falls if one lies wholly outside.
 Cost        about 13 min on 2 cores. An entry of its own: `--equal width`, 8 min
-Quick       `--hops 1 --steps 250 --seeds 3`
+Quick       `--types embedding none --hops 1 --steps 250 --seeds 3`
 """
 
 import functools
