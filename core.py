@@ -142,6 +142,30 @@ def environment_stamp() -> dict[str, str]:
     return stamp | {"device": torch.cuda.get_device_name() if Runtime.device.type == "cuda" else cpu_name()}
 
 
+def code_fingerprint(*paths: Path | str) -> str:
+    """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws, writes
+    and judges is left out: sections 14 to 16 of core.py (none that decides refers to them), NOT_DECIDING of a script."""
+    trees = b"".join(deciding_tree(Path(path).read_text(encoding="utf-8")) for path in paths)
+    return hashlib.sha256(trees).hexdigest()[:8]
+
+
+NOT_DECIDING = {"figures", "headline", "memory", "CLAIMS", "SMOKE"}
+
+
+@functools.cache
+def deciding_tree(source: str) -> bytes:
+    """The syntax trees for `code_fingerprint`, written out."""
+    before, _, behind = source.partition("\n# %% 14 ")
+    tree = ast.parse(before + "\n" + behind.partition("\n# %% 17 ")[2].partition("\n")[2])
+    named = lambda node: {getattr(node, "name", ""), *(getattr(target, "id", "") for target in getattr(node, "targets", ()))}  # noqa: E731
+    tree.body = [node for node in tree.body if not named(node) & NOT_DECIDING]
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            body[0] = ast.Pass()
+    return ast.dump(tree).encode()
+
+
 def memory_mb(what: str = "VmHWM", file: str = "/proc/self/status") -> float:
     """Largest ("VmHWM") or present ("VmRSS") resident size of this process in MB; in /proc/meminfo also what is "MemAvailable".
     Elsewhere than on Linux: the largest. Unlike getrusage's it leaves out what the parent held when it started this process."""
@@ -1706,6 +1730,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def keep_arrays(kind: str, made_of: bytes, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What make() returns, from runs/ if this code has made it of the same bytes before. What is damaged there is made anew, and a
+    place to keep it is a convenience."""
+    digest = hashlib.sha256(code_fingerprint(__file__).encode() + made_of).hexdigest()[:16]
+    path = REPOSITORY / "runs" / f"{kind}-{digest}.npz"
+    damaged = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
+    with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+    arrays, content = make(), io.BytesIO()
+    np.savez(content, **arrays)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, content.getvalue())
+    return arrays
+
+
 def check_writable(flag: str, folder: Path) -> None:
     """Raise UsageError unless a file can be made in the folder; a missing folder is made."""
     try:
@@ -2079,23 +2119,6 @@ def overfit_cell(config: dict) -> dict:
     return {key: value for key, value in config.items() if key not in unread}
 
 
-DATA_FLAG = Flag(
-    "data", str, ("generated",), "generated, or a file of the authors' own graphs, PATTERN_v2.pt as torch_geometric keeps it"
-)
-
-
-def benchmark_cell(config: dict) -> dict:
-    """A cell with DATA_FLAG, and the sha256 of its file. Raises UsageError if a split has fewer graphs than train_graphs,
-    val_graphs or test_graphs ask for."""
-    splits, found = {split: PatternData(0, split) for split in GRAPHS_PER_PATTERN}, {}
-    if config["data"] != "generated":
-        splits, found["sha256"] = load_graphs(config["data"])
-    for split, graphs in splits.items():
-        if (wanted := config.get(f"{split}_graphs", 0)) > len(graphs):
-            raise UsageError(f"--{split}-graphs {wanted}: the {split} split has {len(graphs)}")
-    return config | found
-
-
 @dataclass(frozen=True)
 class Experiment:
     """What a script is made of. trial(config, seed) returns scalars and curves (arrays) and depends on nothing else; with `stack`,
@@ -2290,46 +2313,6 @@ def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str,
     values = np.array([run.values(i, metric) for i in range(len(run.cells))])  # [arms, S]
     with np.errstate(invalid="ignore", divide="ignore"):
         return {name: (sign @ values / len(values)) ** 2 / values.var(0) for name, sign in signs.items()}
-
-
-def code_fingerprint(*paths: Path | str) -> str:
-    """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws, writes
-    and judges is left out: sections 14 to 16 of core.py (none that decides refers to them), NOT_DECIDING of a script."""
-    trees = b"".join(deciding_tree(Path(path).read_text(encoding="utf-8")) for path in paths)
-    return hashlib.sha256(trees).hexdigest()[:8]
-
-
-NOT_DECIDING = {"figures", "headline", "memory", "CLAIMS", "SMOKE"}
-
-
-@functools.cache
-def deciding_tree(source: str) -> bytes:
-    """The syntax trees for `code_fingerprint`, written out."""
-    before, _, behind = source.partition("\n# %% 14 ")
-    tree = ast.parse(before + "\n" + behind.partition("\n# %% 17 ")[2].partition("\n")[2])
-    named = lambda node: {getattr(node, "name", ""), *(getattr(target, "id", "") for target in getattr(node, "targets", ()))}  # noqa: E731
-    tree.body = [node for node in tree.body if not named(node) & NOT_DECIDING]
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0] = ast.Pass()
-    return ast.dump(tree).encode()
-
-
-def keep_arrays(kind: str, made_of: bytes, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What make() returns, from runs/ if this code has made it of the same bytes before. What is damaged there is made anew, and a
-    place to keep it is a convenience."""
-    digest = hashlib.sha256(code_fingerprint(__file__).encode() + made_of).hexdigest()[:16]
-    path = REPOSITORY / "runs" / f"{kind}-{digest}.npz"
-    damaged = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
-    with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
-    arrays, content = make(), io.BytesIO()
-    np.savez(content, **arrays)
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        write_atomically(path, content.getvalue())
-    return arrays
 
 
 def trial_key(config: dict, seed: int) -> str:
@@ -4641,6 +4624,23 @@ def attention_flops(nodes: int, edges: float, dim: int, heads: int) -> dict[str,
 
 
 # %% 24 PATTERN, solved
+
+DATA_FLAG = Flag(
+    "data", str, ("generated",), "generated, or a file of the authors' own graphs, PATTERN_v2.pt as torch_geometric keeps it"
+)
+
+
+def benchmark_cell(config: dict) -> dict:
+    """A cell with DATA_FLAG, and the sha256 of its file. Raises UsageError if a split has fewer graphs than train_graphs,
+    val_graphs or test_graphs ask for."""
+    splits, found = {split: PatternData(0, split) for split in GRAPHS_PER_PATTERN}, {}
+    if config["data"] != "generated":
+        splits, found["sha256"] = load_graphs(config["data"])
+    for split, graphs in splits.items():
+        if (wanted := config.get(f"{split}_graphs", 0)) > len(graphs):
+            raise UsageError(f"--{split}-graphs {wanted}: the {split} split has {len(graphs)}")
+    return config | found
+
 
 SHARE = 1 / (COMMUNITIES + 1)  # of nodes that are on the pattern: it is as large as a community
 
