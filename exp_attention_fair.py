@@ -14,7 +14,7 @@ Cost        about 25 min on 2 cores with the defaults, the rates. Positions, 20 
             --position linear rotary none --logit-bias none length row --logit-scale root root-learned --lr 1e-3 2e-3`. Scales,
             10 min: `--qk-norm fro_norm none --post-attn-norm none --logit-scale root root-learned high high-learned
             --lr 1e-3 2e-3`. Activations, 7 min: `--attn-activ softmax tanh none --qk-norm none --post-attn-norm none`
-Quick       `--qk-norm none fro_norm --post-attn-norm none --lr 2e-3 4e-3 --steps 40 --seeds 3`
+Quick       `--qk-norm none fro_norm --post-attn-norm none --lr 2e-3 4e-3 --steps 30 --seeds 3`
 """
 
 import numpy as np

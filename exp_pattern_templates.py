@@ -10,7 +10,7 @@ Rule        3 seeds of the whole benchmark: 10,000 labelled graphs, in an order 
             unknown pattern (exp_pattern_limit.py) on the same graphs. A claim stands if the 95% interval of every check lies in its
             range, and falls if one lies wholly outside.
 Cost        about 26 min on 2 cores. A cheaper look: `--test-graphs 200`, 8 min
-Quick       `--train-graphs 1000 --test-graphs 20 --sweeps 50 --seeds 2`
+Quick       `--train-graphs 1000 --test-graphs 12 --sweeps 50 --seeds 2`
 """
 
 from collections.abc import Iterable
