@@ -934,7 +934,7 @@ class PositionMixing(nn.Module):
         if dim % heads:
             raise ValueError(f"{heads} heads do not divide width {dim}")
         self.heads, self.powers, self.distance, self.divide = heads, tuple(powers), distance, divide
-        self.average, self.gate = {"softmax": True, "sigmoid": False}[activation], torch.sigmoid
+        self.average, self.gate = {"softmax": True, "sigmoid": False}[activation], torch.sigmoid  # gate: of hops
         self.value, self.out = Linear(dim, dim), Linear(dim, dim)
         self.pair = nn.Linear(len(self.powers), heads)
         self.unreachable = nn.Parameter(torch.full((heads,), unreachable)) if unreachable > -math.inf else None
