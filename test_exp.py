@@ -572,6 +572,19 @@ def test_leak_meter_finds_a_planted_leak_and_no_other(monkeypatch):
         assert result[metric] > 1e-6, metric
 
 
+def test_a_gradient_of_paddings_weights_is_seen(monkeypatch):
+    """None as it is; one where the first node of a graph also takes what the slot before it, padding, has mixed."""
+    attend, cell = masking.attend, smoke_cell(masking, mask="zero-nan", activation="softmax")
+    assert masking.trial(cell, 0)["output_gradient_padding"] == 0
+
+    def leaking(*how):
+        logits, weight, mixed = attend(*how)
+        return logits, weight, mixed + mixed.roll(1, 0)
+
+    monkeypatch.setattr(masking, "attend", leaking)
+    assert masking.trial(cell, 0)["output_gradient_padding"] > 1e-3
+
+
 def test_relative_counts_nan_as_all_and_nothing_as_none():
     one = torch.ones(2)
     assert masking.relative(one * 0.5, one * 2) == 0.25 and masking.relative(one * torch.nan, one) == 1.0
@@ -738,6 +751,12 @@ def test_path_powers_are_random_walks(nodes):
         walk(start, start, Fraction(1), 0)
     found = palindrome.path_powers(nodes, 5)
     assert [[[Fraction(x, 16) for x in row] for row in power] for power in found.tolist()] == expected
+
+
+@pytest.mark.parametrize("nodes", [5, 6, 9])
+def test_float32_finds_the_mirror_of_short_paths_in_any_order(nodes):
+    for seed in range(3):
+        assert palindrome.trial({"nodes": nodes, "stacks": 4, "draws": 1}, seed)["float32_rows"] == 1
 
 
 def test_mirror_wins_row_by_row():
@@ -1185,6 +1204,24 @@ def test_a_blow_up_is_told_with_what_started_it(monkeypatch):
 def test_a_clipped_gradient_moves_as_far_as_the_clip_allows(monkeypatch):
     monkeypatch.setitem(blowup.FIXES["gradient-clip"], "clip", 1e-9)
     assert np.ptp(blowup.trial(smoke_cell(blowup, fix="gradient-clip"), [3])[0]["loss"]) < 1e-7
+
+
+def test_an_l1_penalty_adds_its_share_of_every_sign(monkeypatch):
+    added, train = [], core.train_on_life
+
+    def spied(network, seeds, config, update, watch):
+        def spy(parameters, gradients, lr):
+            before = [p.clone() for p in parameters]
+            update(parameters, gradients, lr)
+            for old, new, gradient in zip(before, parameters, gradients, strict=True):
+                torch.testing.assert_close((old - new) / lr - gradient, 1e-3 * old.sign(), rtol=0, atol=5e-6)
+                added.append(old.numel())
+
+        return train(network, seeds, config, spy, watch)
+
+    monkeypatch.setattr(core, "train_on_life", spied)
+    blowup.trial(smoke_cell(blowup, fix="l1-strong"), [3])
+    assert added
 
 
 # attention
