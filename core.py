@@ -1730,11 +1730,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def keep_arrays(kind: str, made_of: bytes, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """What make() returns, from runs/ if this code has made it of the same bytes before. What is damaged there is made anew, and a
-    place to keep it is a convenience."""
+def keep_arrays(kind: str, made_of: bytes, make: Callable[[], dict], folder: Path | None = None) -> dict[str, np.ndarray]:
+    """The arrays that make() returns, from the folder (runs/) if this code has made them of the same bytes before. What is damaged
+    there is made anew, and a place to keep it is a convenience."""
     digest = hashlib.sha256(code_fingerprint(__file__).encode() + made_of).hexdigest()[:16]
-    path = REPOSITORY / "runs" / f"{kind}-{digest}.npz"
+    path = (folder or REPOSITORY / "runs") / f"{kind}-{digest}.npz"
     damaged = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
     with contextlib.suppress(*damaged), np.load(path, allow_pickle=False) as stored:
         return dict(stored)
@@ -2301,20 +2301,6 @@ def extremes(run: Run, metric: str) -> str:
     return f"most with {most} ({brief(mean[most])}), least with {least} ({brief(mean[least])})"
 
 
-def factorial_shares(run: Run, metric: str, factors: Sequence[str]) -> dict[str, np.ndarray]:
-    """What explains a metric in a two-level full factorial: for each factor ("lr") and each pair ("lr x clip") the share of the
-    variance over arms that it explains, as main effect or interaction, a value a seed; NaN where nothing varies, {} for another
-    grid."""
-    levels = {factor: list(dict.fromkeys(cell.get(factor) for cell in run.cells)) for factor in factors}
-    if len(run.cells) != 2 ** len(factors) or any(len(level) != 2 for level in levels.values()):
-        return {}
-    signs = {factor: np.array([1.0 - 2 * level.index(cell[factor]) for cell in run.cells]) for factor, level in levels.items()}
-    signs |= {f"{one} x {other}": signs[one] * signs[other] for one, other in itertools.combinations(factors, 2)}
-    values = np.array([run.values(i, metric) for i in range(len(run.cells))])  # [arms, S]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {name: (sign @ values / len(values)) ** 2 / values.var(0) for name, sign in signs.items()}
-
-
 def trial_key(config: dict, seed: int) -> str:
     """Twelve hex digits that name a trial; the device and its threads are part of it, since they decide the last bits."""
     where = [Runtime.device.type, Runtime.threads]
@@ -2392,6 +2378,8 @@ def list_trials(experiment: Experiment, cells: list[dict], options: argparse.Nam
     """Every trial of the grid, cell by cell, seed by seed; deletes what `--fresh` discards. UsageError for a damaged record."""
     folder = options.runs / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
+    for shared in options.runs.glob("model-*.npz") if options.fresh else ():
+        shared.unlink(missing_ok=True)
     trials = []
     for cell, seed in itertools.product(cells, range(options.first_seed, options.first_seed + options.seeds)):
         key = trial_key(cell, seed)
@@ -4476,6 +4464,18 @@ def train_on_questions(config: dict, seed: int, model: QuestionModel, draw: Call
         if hops in curves:
             result[f"curve_{hops}"] = torch.stack(curves[hops]).cpu().numpy()
     return result | {"accuracy": float(np.mean([result[f"accuracy_{hops}"] for hops in test if test[hops]]))}
+
+
+def trained_on_questions(config: dict, seed: int) -> tuple[QuestionModel, dict]:
+    """The model of a cell of QUESTION_FLAGS as `train_on_questions` leaves it, and what that returns. A run keeps both in runs/,
+    for other scripts that need the same model."""
+    model, cell = build_question_model(config, seed), {flag.key: config.get(flag.key) for flag in QUESTION_FLAGS}
+    weights = lambda: {f"weights {name}": values.cpu().numpy() for name, values in model.state_dict().items()}  # noqa: E731
+    make = lambda: train_on_questions(config, seed, model) | weights()  # noqa: E731
+    key, trial = trial_key(cell, seed).encode(), Runtime.checkpoint
+    kept = keep_arrays("model", key, make, trial.parent.parent) if trial else make()
+    model.load_state_dict({name: torch.from_numpy(kept.pop(f"weights {name}")) for name in model.state_dict()})
+    return model, {name: value if np.ndim(value) else float(value) for name, value in kept.items()}
 
 
 # %% 23 Attention, watched and timed

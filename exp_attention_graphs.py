@@ -36,9 +36,8 @@ def drawn(config: dict, data: core.QuestionData) -> core.QuestionBatch:
 
 
 def trial(config: dict, seed: int) -> dict:
-    model, data = core.build_question_model(config, seed), core.QuestionData(config)
+    (model, result), data = core.trained_on_questions(config, seed), core.QuestionData(config)
     rng, kinds = core.stream(seed, "val"), len(core.KINDS)
-    result = core.train_on_questions(config, seed, model)
     batches = [batch for of_hops in data.held_out(config["test_questions"]).values() for batch in of_hops]
     watched = [core.WatchedQuestions(model, batch) for batch in batches]
     mean = [w.weight.mean((0, 2)) for w in watched]

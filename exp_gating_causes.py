@@ -82,11 +82,24 @@ def trial(config: dict, seed: int) -> dict:
     return result | watched | before | {"shared_part": np.median(watched["shared"]), "log10_jump": np.log10(result["jump"] + 1e-6)}
 
 
+def factorial_shares(run: core.Run, metric: str, factors: list[str]) -> dict[str, np.ndarray]:
+    """The share of a metric's variance over arms that each factor ("lr") and each pair ("lr x clip") explains in a two-level full
+    factorial, as main effect or interaction, a value a seed; NaN where nothing varies, {} for another grid."""
+    levels = {factor: list(dict.fromkeys(cell.get(factor) for cell in run.cells)) for factor in factors}
+    if len(run.cells) != 2 ** len(factors) or any(len(level) != 2 for level in levels.values()):
+        return {}
+    signs = {factor: np.array([1.0 - 2 * level.index(cell[factor]) for cell in run.cells]) for factor, level in levels.items()}
+    signs |= {f"{a} x {b}": signs[a] * signs[b] for i, a in enumerate(factors) for b in factors[i + 1 :]}
+    values = np.array([run.values(i, metric) for i in range(len(run.cells))])  # [arms, S]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {name: (sign @ values / len(values)) ** 2 / values.var(0) for name, sign in signs.items()}
+
+
 def derived(run: core.Run) -> dict[str, np.ndarray]:
     """Shares of the variance, if the run is the full factorial; of the jump also each factor's lead over the others."""
     found = {}
     for metric in ("log10_jump", "best"):
-        share = core.factorial_shares(run, metric, list(FACTORS))
+        share = factorial_shares(run, metric, list(FACTORS))
         found |= {f"share of {metric}: {name}": value for name, value in share.items() if name in FACTORS}
         found |= {f"share of {metric}: pairs": sum(v for name, v in share.items() if name not in FACTORS)} if share else {}
     jump = {factor: found[name] for factor in FACTORS if (name := f"share of log10_jump: {factor}") in found}
@@ -128,7 +141,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    shares = {metric: core.factorial_shares(run, metric, list(FACTORS)) for metric in ("log10_jump", "best")}
+    shares = {metric: factorial_shares(run, metric, list(FACTORS)) for metric in ("log10_jump", "best")}
     if shares["best"]:
         rows = {effect: {metric: share[effect] for metric, share in shares.items()} for effect in shares["best"]}
         return [core.dots_figure(rows, "shares", headline(run), "share of the variance over arms")]

@@ -20,7 +20,7 @@ FLAGS = core.question_flags(query=("node", "nodes", "everywhere", "start", "none
 
 
 def trial(config: dict, seed: int) -> dict:
-    result = core.train_on_questions(config, seed, core.build_question_model(config, seed))
+    _, result = core.trained_on_questions(config, seed)
     for guess in ("floor", "no_start"):
         result |= {f"over_{guess}_{hops}": result[f"accuracy_{hops}"] - result[f"{guess}_{hops}"] for hops in (1, 2, 3)}
     return result

@@ -49,7 +49,7 @@ def cell(config: dict) -> dict:
 
 
 def trial(config: dict, seed: int) -> dict:
-    result = core.train_on_questions(config, seed, core.build_question_model(config, seed))
+    _, result = core.trained_on_questions(config, seed)
     two = result.get("curve_2", np.zeros(2))
     over = np.append(np.nonzero(two > 0.9)[0], len(two) - 1)
     return result | {"learned_2": 100.0 * over[0] / (len(two) - 1)}

@@ -1800,7 +1800,9 @@ def test_finished_trials_are_not_run_again(toy, capsys):
     assert toy.run("--a", "1", "2") == 0
     assert "10 trials, 5 of them finished before" in capsys.readouterr().out
     assert all(path.stat().st_mtime_ns == time for path, time in before.items()) and len(records(toy)) == 10
-    assert toy.run("--a", "1", "--fresh") == 0
+    (kept := toy.path / "runs" / "model-0123456789abcdef.npz").touch()  # a trained model, which several scripts may use
+    assert toy.run("--a", "1", "--seeds", "2") == 0 and kept.exists()
+    assert toy.run("--a", "1", "--fresh") == 0 and not kept.exists()
     assert all(path.stat().st_mtime_ns != time for path, time in before.items())
 
 
@@ -1865,31 +1867,6 @@ def test_other_code_is_not_reused_unless_asked(toy, capsys):
     assert "2 trials reused from other code" in toy.logbook.read_text()
     assert toy.run("--a", "1", "--seeds", "2") == 0
     assert "0 of them finished before" in capsys.readouterr().out
-
-
-def test_factorial_shares_are_those_of_least_squares():
-    """A model with all main effects and pairs leaves exactly what the shares do not explain."""
-    rng = np.random.default_rng(0)
-    signs = np.array(list(itertools.product((1, -1), repeat=4)))
-    values = signs @ rng.normal(size=(4, 3)) + 3 * (signs[:, :1] * signs[:, 2:3]) + rng.normal(size=(16, 3))
-    run = core.Run(
-        [dict(zip("abcd", row, strict=True)) for row in signs], [0, 1, 2], [[{"m": v} for v in row] for row in values], 0.0, 0
-    )
-    shares = core.factorial_shares(run, "m", "abcd")
-    assert len(shares) == 4 + 6
-    design = np.stack([np.ones(16), *(signs[:, ["abcd".index(f) for f in effect.split(" x ")]].prod(1) for effect in shares)], 1)
-    residual = np.linalg.lstsq(design, values, rcond=None)[1] / 16
-    np.testing.assert_allclose(sum(shares.values()), 1 - residual / values.var(0))
-    alone = np.stack([np.ones(16), signs[:, 0] * signs[:, 2]], 1)
-    np.testing.assert_allclose(shares["a x c"], 1 - np.linalg.lstsq(alone, values, rcond=None)[1] / 16 / values.var(0))
-
-
-def test_factorial_shares_need_the_full_factorial():
-    cells = [{"a": a, "b": b} for a, b in itertools.product((1, 2), ("x", "y"))]
-    run = core.Run(cells, [0], [[{"m": cell["a"] * 10.0}] for cell in cells], 0.0, 0)
-    shares = core.factorial_shares(run, "m", ["a", "b"])
-    assert {name: float(share[0]) for name, share in shares.items()} == {"a": 1.0, "b": 0.0, "a x b": 0.0}
-    assert core.factorial_shares(core.only(run, [0, 1, 2]), "m", ["a", "b"]) == {}
 
 
 def test_rank_correlation_against_ranks_by_hand():
@@ -3064,6 +3041,33 @@ def few(monkeypatch):
 
 def answers_learned(config, seed=0, **options):
     return core.train_on_questions(config, seed, core.build_question_model(config, seed), **options)
+
+
+def test_a_run_trains_a_model_of_questions_once(few, tmp_path, monkeypatch):
+    """What another script of the same runs/ trained is taken from there, to the bit; other settings, seeds or code are not."""
+    monkeypatch.setattr(core.Runtime, "checkpoint", None)
+    expected, alone = core.build_question_model(TINY, 1), core.trained_on_questions(TINY, 1)
+    result = core.train_on_questions(TINY, 1, expected)
+    assert not list(tmp_path.rglob("model-*"))
+    monkeypatch.setattr(core.Runtime, "checkpoint", tmp_path / "one" / "trial.checkpoint")
+    trainings, train = [], core.train_on_questions
+    monkeypatch.setattr(core, "train_on_questions", lambda *given: trainings.append(1) or train(*given))
+    first = core.trained_on_questions(TINY, 1)
+    monkeypatch.setattr(core.Runtime, "checkpoint", tmp_path / "other" / "trial.checkpoint")
+    again = core.trained_on_questions(TINY | {"draw": 3}, 1)  # a flag that is the other script's alone
+    assert len(trainings) == 1
+    for model, told in (alone, first, again):
+        assert all(torch.equal(*pair) for pair in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
+        assert told.keys() == result.keys() and all(np.array_equal(told[key], result[key], True) for key in result)
+        assert all(isinstance(told[key], float) for key in result if not np.ndim(result[key]))
+    core.trained_on_questions(TINY, 2)
+    core.trained_on_questions(TINY | {"lr": 0.02}, 1)
+    core.trained_on_questions(TINY | {"query": "none"}, 1)
+    monkeypatch.setattr(core.Runtime, "threads", 2)
+    core.trained_on_questions(TINY, 1)
+    monkeypatch.setattr(core, "code_fingerprint", lambda *_: "other")
+    core.trained_on_questions(TINY, 1)
+    assert len(trainings) == 6
 
 
 def test_training_on_questions_is_plain_adamw(few):

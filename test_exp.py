@@ -26,6 +26,7 @@ import exp_attention_confound as confound
 import exp_attention_fair as fair
 import exp_coloring_edges as coloring
 import exp_content_ceiling
+import exp_gating_causes as causes
 import exp_logic_blowup as blowup
 import exp_logic_circuit as circuit
 import exp_logic_gates as gates
@@ -170,7 +171,7 @@ def places(folder):
 
 
 def records(folder):
-    return {path.name: path for path in folder.rglob("*.npz")}
+    return {path.name: path for path in folder.rglob("*.npz") if not path.name.startswith("model-")}
 
 
 def assert_same_numbers(one, two):
@@ -1318,3 +1319,28 @@ def test_true_labels_are_right_about_the_pattern(communities):
     outside = np.bincount(label[graph.label == 0])
     assert len(outside) == (core.COMMUNITIES if communities else 1)
     assert not communities or (outside.min() >= core.SIZE_RANGE[0] and outside.max() < core.SIZE_RANGE[1])
+
+
+def test_factorial_shares_are_those_of_least_squares():
+    """A model with all main effects and pairs leaves exactly what the shares do not explain."""
+    rng = np.random.default_rng(0)
+    signs = np.array(list(itertools.product((1, -1), repeat=4)))
+    values = signs @ rng.normal(size=(4, 3)) + 3 * (signs[:, :1] * signs[:, 2:3]) + rng.normal(size=(16, 3))
+    run = core.Run(
+        [dict(zip("abcd", row, strict=True)) for row in signs], [0, 1, 2], [[{"m": v} for v in row] for row in values], 0.0, 0
+    )
+    shares = causes.factorial_shares(run, "m", "abcd")
+    assert len(shares) == 4 + 6
+    design = np.stack([np.ones(16), *(signs[:, ["abcd".index(f) for f in effect.split(" x ")]].prod(1) for effect in shares)], 1)
+    residual = np.linalg.lstsq(design, values, rcond=None)[1] / 16
+    np.testing.assert_allclose(sum(shares.values()), 1 - residual / values.var(0))
+    alone = np.stack([np.ones(16), signs[:, 0] * signs[:, 2]], 1)
+    np.testing.assert_allclose(shares["a x c"], 1 - np.linalg.lstsq(alone, values, rcond=None)[1] / 16 / values.var(0))
+
+
+def test_factorial_shares_need_the_full_factorial():
+    cells = [{"a": a, "b": b} for a, b in itertools.product((1, 2), ("x", "y"))]
+    run = core.Run(cells, [0], [[{"m": cell["a"] * 10.0}] for cell in cells], 0.0, 0)
+    shares = causes.factorial_shares(run, "m", ["a", "b"])
+    assert {name: float(share[0]) for name, share in shares.items()} == {"a": 1.0, "b": 0.0, "a x b": 0.0}
+    assert causes.factorial_shares(core.only(run, [0, 1, 2]), "m", ["a", "b"]) == {}
