@@ -2296,7 +2296,7 @@ def extremes(run: Run, metric: str) -> str:
     mean = {cell_name(cell, keys): float(np.mean(run.values(i, metric))) for i, cell in enumerate(run.cells)}
     mean = {name: value for name, value in mean.items() if math.isfinite(value)} or {"every arm": math.nan}
     most, least = max(mean, key=mean.get), min(mean, key=mean.get)
-    if len(mean) == 1:
+    if brief(mean[most]) == brief(mean[least]):
         return brief(mean[most])
     return f"most with {most} ({brief(mean[most])}), least with {least} ({brief(mean[least])})"
 
@@ -2606,6 +2606,7 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
             at = every * np.arange(curves.shape[1])
             axes.plot(at, curves.T, color=colours[name], linewidth=0.6, alpha=0.5)
             axes.plot(at, curves.mean(0), color=colours[name], linewidth=1.8, label=name)
+            axes.text(0.5, 0.5, "" if np.isfinite(curves).any() else "not finite", transform=axes.transAxes, ha="center")
             columns |= {f"{cell_name(cell, varying(run.cells))} | {name} | seed {seed}": curve for seed, curve in having.items()}
         for name, number in notebook(cell).items():
             axes.axhline(number, color=colours[name], linestyle="--", linewidth=1, label=f"notebook, {name}")

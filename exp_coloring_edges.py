@@ -141,9 +141,10 @@ def headline(run: core.Run) -> str:
 def figures(run: core.Run) -> list[core.Figure]:
     deep = core.only(run, [i for i, cell in enumerate(run.cells) if cell["depth"] == max(cell["depth"] for cell in run.cells)])
     finding, lines = f"Deepest networks, {headline(deep)}", lambda cell, result: {f"norm {cell['norm']}": result["curve"]}
-    key = next((key for key in core.varying(deep.cells) if key in ("receptive_field", "width", "train_up_to")), "width")
+    key = next((key for key in core.varying(deep.cells) if key in ("receptive_field", "width", "train_up_to")), None)
     fields, others = ([k for k in core.varying(deep.cells) if k != other] for other in ("norm", key))
-    score = core.sweep_figure(deep, "score", finding, key, METRICS[:4], "balanced accuracy", others)
+    score = (core.sweep_figure(deep, "score", finding, key, METRICS[:4], "balanced accuracy", others) if key
+             else core.dots_figure(core.by_arm(deep, METRICS[:4]), "score", finding, "balanced accuracy"))  # fmt: skip
     return [score, core.curves_figure(deep, "curves", f"{finding}, by step", lines, fields, "steps done, %", "balanced accuracy")]
 
 
