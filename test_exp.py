@@ -104,6 +104,10 @@ EFFECTS = {
         "gates": ("two", {}), "lr": (0.2, {}), "start": ("uniform", {}), "alive": (0.5, {}), "hidden": ((7, 5), {}),
         "batch": (8, {}), "steps": (25, {}),
     },
+    "exp_logic_start": {
+        "gates": ("four", {}), "remedy": ("momentum", {}), "force": (0.1, {"remedy": "force"}), "lr": (0.2, {}),
+        "start": ("uniform", {}), "alive": (0.5, {}), "hidden": ((7, 5), {}), "batch": (8, {}), "steps": (25, {}),
+    },
     "exp_logic_blowup": {
         "kind": ("sum-1", {}), "fix": ("uniform-inputs", {}), "lr": (0.2, {}), "batch": (32, {}), "width": (5, {}),
         "steps": (25, {}),
