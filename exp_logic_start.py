@@ -12,7 +12,7 @@ Rule        Fresh batches, 8 paired seeds, the exact squared loss over all 512 n
             momentum and Adam; ten times the force on seeds 0 to 7. A claim stands if the 95% interval of every check is in its
             range, and falls if one is out.
 Cost        about 9 min on 2 cores
-Quick       `--gates full --remedy none force adam --steps 1500 --seeds 3`
+Quick       `--gates full full-relu --remedy none adam --steps 1500 --seeds 3`
 """
 
 from collections.abc import Callable

@@ -10,7 +10,7 @@ Rule        5 seeds, 1 to 3 hops trained together; accuracy on 500 new questions
             stands if the 95% interval of every check lies in its range, and falls if one lies wholly outside.
 Cost        about 22 min on 2 cores. Entries of their own: `--query everywhere-marked node-marked`, 8 min;
             `--query start --depth 2 3 4 5 6`, 20 min; `--query node everywhere --steps 5000 --curriculum 0.2`, 20 min
-Quick       `--query start none --hops 1 --steps 200 --seeds 3`
+Quick       `--query start none --hops 1 --steps 250 --seeds 3`
 """
 
 import core

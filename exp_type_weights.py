@@ -7,7 +7,8 @@ Hypothesis  The notebook calls weights per kind redundant. Ours: kinds have to b
 Rule        5 paired seeds; accuracy on 500 new questions of each number of hops, their mean, and the share of the training at which
             2 hops are first over 0.9 (100 if never). Weights count if training moves them. A claim stands if the 95% interval of
             every check lies in its range, and falls if one lies wholly outside.
-Cost        about 13 min on 2 cores. An entry of its own: `--equal width`, 8 min
+Cost        about 13 min on 2 cores, less behind exp_query_node, which trains the first arm. An entry of its own: `--equal width`,
+            8 min
 Quick       `--types embedding none --hops 1 --steps 250 --seeds 3`
 """
 
