@@ -14,6 +14,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -26,6 +27,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import signal, sparse, special, stats
+from tqdm import tqdm
 
 import core
 from core import Check, Claim
@@ -1763,15 +1765,21 @@ def test_a_quick_run_says_whose_verdicts_stand_and_writes_nothing(toy, capsys):
 def test_a_hundred_kills_lose_nothing_and_double_nothing(toy, tmp_path):
     """Of a run that grows by a seed whenever it was let to its end, killed at random moments."""
     rng, fork, kills, seeds = np.random.default_rng(0), multiprocessing.get_context("fork"), 0, 1
+    grow = functools.partial(toy.run, figures=lambda run: [])
+    assert grow("--runs", str(tmp_path / "first"), "--no-log") == 0  # imports, which the forks then need not
+    started = time.perf_counter()
+    assert grow("--runs", str(tmp_path / "second"), "--no-log") == 0
+    patience = 1.2 * (time.perf_counter() - started)
 
     def run():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        raise SystemExit(toy.run("--once", "--seeds", str(seeds), figures=lambda run: []))
+        tqdm.set_lock(threading.RLock())  # its own is shared with this process, which would wait for what a killed one held
+        raise SystemExit(grow("--once", "--seeds", str(seeds)))
 
     while kills < 100:
         process = fork.Process(target=run)
         process.start()
-        process.join(rng.uniform(0.0, 0.2))
+        process.join(rng.uniform(0.0, patience))
         if process.is_alive():
             process.kill()
             kills += 1
