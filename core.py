@@ -2363,6 +2363,7 @@ def run_together(experiment: Experiment, trials: Sequence[Trial]) -> None:
         meta = {"key": key, "code": code, "config": trial.config, "seed": trial.seed, "seconds": seconds}
         write_atomically(trial.path, pack_record(result, meta | {"environment": environment}))
     Runtime.checkpoint.unlink(missing_ok=True)
+    Runtime.checkpoint = None
 
 
 def grouped(experiment: Experiment, trials: Sequence[Trial]) -> list[list[int]]:
@@ -4471,11 +4472,10 @@ def trained_on_questions(config: dict, seed: int) -> tuple[QuestionModel, dict]:
     """The model of a cell of QUESTION_FLAGS as `train_on_questions` leaves it, and what that returns. A run keeps both in runs/,
     for other scripts that need the same model."""
     model, cell = build_question_model(config, seed), {flag.key: config.get(flag.key) for flag in QUESTION_FLAGS}
-    weights = lambda: {f"weights {name}": values.cpu().numpy() for name, values in model.state_dict().items()}  # noqa: E731
-    make = lambda: train_on_questions(config, seed, model) | weights()  # noqa: E731
-    key, trial = trial_key(cell, seed).encode(), Runtime.checkpoint
-    kept = keep_arrays("model", key, make, trial.parent.parent) if trial else make()
-    model.load_state_dict({name: torch.from_numpy(kept.pop(f"weights {name}")) for name in model.state_dict()})
+    state = model.state_dict()  # the weights themselves, which training moves
+    make = lambda: train_on_questions(config, seed, model) | {f"weights {n}": w.numpy(force=True) for n, w in state.items()}  # noqa: E731
+    kept = keep_arrays("model", trial_key(cell, seed).encode(), make, at.parent.parent) if (at := Runtime.checkpoint) else make()
+    model.load_state_dict({name: torch.from_numpy(kept.pop(f"weights {name}")) for name in state})
     return model, {name: value if np.ndim(value) else float(value) for name, value in kept.items()}
 
 

@@ -1804,6 +1804,7 @@ def test_a_hundred_kills_lose_nothing_and_double_nothing(toy, tmp_path):
 
 def test_finished_trials_are_not_run_again(toy, capsys):
     assert toy.run("--a", "1") == 0
+    assert core.Runtime.checkpoint is None  # or a later call of a trial would keep things in this run's folder
     before = {path: path.stat().st_mtime_ns for path in records(toy)}
     assert toy.run("--a", "1", "2") == 0
     assert "10 trials, 5 of them finished before" in capsys.readouterr().out

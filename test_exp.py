@@ -31,6 +31,7 @@ import exp_logic_blowup as blowup
 import exp_logic_circuit as circuit
 import exp_logic_gates as gates
 import exp_logic_relu as relu
+import exp_logic_start as starting
 import exp_masking as masking
 import exp_palindrome as palindrome
 import exp_path_attention as path_attention
@@ -1209,6 +1210,46 @@ def test_a_blow_up_is_told_with_what_started_it(monkeypatch):
 def test_a_clipped_gradient_moves_as_far_as_the_clip_allows(monkeypatch):
     monkeypatch.setitem(blowup.FIXES["gradient-clip"], "clip", 1e-9)
     assert np.ptp(blowup.trial(smoke_cell(blowup, fix="gradient-clip"), [3])[0]["loss"]) < 1e-7
+
+
+def test_a_forced_gate_goes_down_its_units_entropy():
+    weight = torch.randn(2, 3, 16, dtype=torch.double, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    share = weight.square() / weight.square().sum(-1, keepdim=True)
+    torch.special.entr(share).sum().backward()
+    torch.testing.assert_close(starting.forcing(weight.detach()), weight.grad.float())
+
+
+def first_step(**settings):
+    """How far a first step of plain descent moves each weight over the rate, and its name: gradients of what is descended."""
+    found, config = {}, smoke_cell(starting, gates="four", start="uniform", steps=1, **settings)
+    network = core.dense_gate_network((9, 6, 5, 1), [3], starting.SETS[config["gates"]], start=config["start"])
+    before = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    core.train_on_life(
+        network, [3], config, starting.remedied(network, config), lambda step, y, counts, g: found.update(counts=counts)
+    )
+    moved = {name: (before[name] - weight.detach()) / config["lr"] for name, weight in network.named_parameters()}
+    return moved, found["counts"], config
+
+
+@pytest.mark.parametrize(("remedy", "loss"), [
+    ("none", lambda y, x: (y - x).square()), ("absolute", lambda y, x: (y - x).abs()),
+    ("cross-entropy", lambda y, x: -torch.where(x > 0.5, y.log(), (1 - y).log())),
+])  # fmt: skip
+def test_each_loss_is_descended(remedy, loss):
+    """By autograd, of the loss as it is written; outputs lie well inside (0, 1) here."""
+    moved, counts, config = first_step(remedy=remedy, lr=1e-2)
+    network = core.dense_gate_network((9, 6, 5, 1), [3], starting.SETS[config["gates"]], start=config["start"])
+    output = network(torch.from_numpy(core.NEIGHBOURHOODS.T.copy())[None])
+    assert output.min() > 0.05 and output.max() < 0.95
+    (counts * loss(output, torch.from_numpy(core.LIFE))).sum().div(config["batch"]).backward()
+    for name, weight in network.named_parameters():
+        torch.testing.assert_close(moved[name], weight.grad, rtol=1e-3, atol=2e-5)
+
+
+def test_sixteen_equal_gates_give_a_gradient_to_the_last_units_gates_alone():
+    network = core.dense_gate_network((9, 6, 5, 1), [3], starting.SETS["full"])
+    network(torch.from_numpy(core.NEIGHBOURHOODS.T.copy())[None]).square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.grad.any()] == ["2.gates.weight"]
 
 
 def test_an_l1_penalty_adds_its_share_of_every_sign(monkeypatch):
