@@ -4288,7 +4288,7 @@ QUESTION_FLAGS = (
     Flag("dim", at_least(1), (64,), "width"),
     Flag("heads", at_least(1), (4,), "heads"),
     Flag("form", one_of("edges", "dense"), ("edges",), "attention over the edge list, or fused over all pairs: the same numbers"),
-    Flag("steps", at_least(10), (2000,), "optimizer steps"),
+    Flag("steps", at_least(10), (1500,), "optimizer steps"),
     Flag("batch", at_least(1), (32,), "questions a step"),
     Flag("lr", at_least(0.0, float, above=True), (3e-3,), "AdamW's learning rate; climbs for 100 steps, falls in the last 30%"),
     Flag("curriculum", at_least(0.0, float), (0.0,), "each further hop joins after that share of the steps"),
