@@ -2556,8 +2556,7 @@ def pyplot():
 def panel_grid(panels: Sequence[str], across: int, height: float, x: str, y: str, log: str = "") -> tuple:
     """A figure with `across` panels in a row, on shared axes, and these by name. `log` names logarithmic ones: "x", "y", "xy"."""
     down, width = math.ceil(len(panels) / across), max((4.2 if across < 3 else 3.4) * across, 7.0)
-    size = (width, height * down + 1.2)
-    figure, grid = pyplot().subplots(down, across, figsize=size, sharex=True, sharey=True, squeeze=False)
+    figure, grid = pyplot().subplots(down, across, figsize=(width, height * down + 1.2), sharex=True, sharey=True, squeeze=False)
     for axes, panel in itertools.zip_longest(grid.flat, panels):
         axes.set_visible(panel is not None)
         axes.set(title=textwrap.fill(panel or "", 36 if across < 3 else 30) if len(panels) > 1 else "")
@@ -2620,6 +2619,15 @@ def curves_figure(run: Run, kind: str, finding: str, lines: Callable, panel_keys
 def mixing_name(cell: dict) -> str:
     """What tells the models apart: the activation of mixing layers, the model's name for others (all kinds of GIN: "gin")."""
     return cell.get("activation", "gin" if cell["model"] in GIN_KINDS else cell["model"])
+
+
+def loss_figure(run: Run, name: str, every: int) -> Figure:
+    """Exact loss of networks that learn Life, by step: a colour for each value of the key `name`; dashed: `best_losses`."""
+    panels = [key for key in varying(run.cells) if key != name]
+    levels = {} if "alive" in panels else best_losses(run.cells[0]["alive"])
+    lines = lambda cell, result: {cell[name]: np.minimum(result["curve"], 0.35)}  # noqa: E731
+    finding, y = f"least loss: {extremes(run, 'best')}", "loss, exact (cut at 0.35)"
+    return curves_figure(run, "loss", finding, lines, panels, "step", y, every=every, levels=levels)
 
 
 def score_figure(run: Run, arm: Callable[[dict], str] = mixing_name, told: Sequence[str] = ("activation",),
@@ -2734,9 +2742,8 @@ def matrix_figure(kind: str, values: np.ndarray, rows: Sequence, columns: Sequen
     for (i, j), value in np.ndenumerate(values):
         text, dark = f"{value:.2f}" if texts is None else texts[i, j], value > 0.6 * largest
         axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
-    axes.set(ylabel=axes_names[0], xlabel=axes_names[1])
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=axes_names[1], xticks=range(len(columns)), xticklabels=columns)
+    axes.set(ylabel=axes_names[0], yticks=range(len(rows)), yticklabels=rows)
     axes.grid(False)
     add_title(figure, finding)
     return Figure(kind, figure, finding, {f"{axes_names[0]} {row}".strip(): line for row, line in zip(rows, values, strict=True)})
@@ -2804,8 +2811,6 @@ ENTRY_HEADING = re.compile(
     r"Entry: (?P<entry>.+?)\. Question: ",
     re.MULTILINE,
 )
-
-
 CLAIM_ROW = re.compile(r"^\| (.+) · ([^·]+) \| \*\*(\w+(?: \w+)?)\*\* \| ", re.MULTILINE)
 
 
@@ -2849,9 +2854,7 @@ def judge(experiment: Experiment, run: Run, defaults: dict[str, tuple]) -> list[
 def range_name(claimed: tuple[float, float]) -> str:
     """An open range in words: "> 0.6", "< 1", "0.1 to 0.2"."""
     low, high = claimed
-    if low == -math.inf or high == math.inf:
-        return f"> {low:g}" if high == math.inf else f"< {high:g}"
-    return f"{low:g} to {high:g}"
+    return f"> {low:g}" if high == math.inf else f"< {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
 
 
 LONG_TABLE = 30  # arms; of a longer table the entry shows the notebook's and the outermost ones
@@ -2873,8 +2876,7 @@ def results_table(experiment: Experiment, run: Run) -> str:
         diverged = sum(not math.isnan(result.get("diverged", math.nan)) for result in run.results[i])
         name = cell_name(cell, keys) + (f" ({diverged} of {len(run.seeds)} diverged)" if diverged else "")
         row = [name, *(brief(m.estimate) + f" ± {m.high - m.estimate:.2g}" * (m.high - m.estimate > 1e-12) for m in intervals)]
-        if each:
-            row.append(" ".join(map(brief, run.values(i, experiment.metrics[0]))))
+        row += [" ".join(map(brief, run.values(i, experiment.metrics[0])))] * each
         lines.append("| " + " | ".join(row) + " |")
     if len(shown) < len(run.cells):
         lines += ["", f"{len(run.cells) - len(shown)} arms between these stand in the CSV named -arms- only."]
@@ -2929,8 +2931,7 @@ def shown_arguments(argv: Sequence[str]) -> list[str]:
     """The arguments that decide the numbers: without the note and where things are written."""
     shown, skip = [], False
     for word in argv:
-        name = word.partition("=")[0]
-        hidden = name in ("--note", "--logbook", "--plots", "--runs", "--tag")
+        hidden = word.partition("=")[0] in ("--note", "--logbook", "--plots", "--runs", "--tag")
         if not skip and not hidden:
             shown.append(word)
         skip = hidden and "=" not in word
@@ -3033,8 +3034,7 @@ def quick_summary(experiment: Experiment, run: Run, options: argparse.Namespace)
     """How many of a quick run's verdicts are the logbook's last ones, in a line; the others by name."""
     known = {}
     for match, claims in entries_of(read_logbook(options.logbook).partition(INDEX_END)[2]):
-        of_this = claims if match["name"] == experiment.name else []
-        known |= {(text, source): verdict for text, source, verdict in of_this if verdict != "not tested"}
+        known |= {(t, s): verdict for t, s, verdict in claims if match["name"] == experiment.name and verdict != "not tested"}
 
     def kind(here: str, there: str) -> str:
         if here == there or "not tested" in (here, there):

@@ -117,11 +117,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    others = [key for key in core.varying(run.cells) if key != "gates"]
-    levels = {} if "alive" in others else core.best_losses(run.cells[0]["alive"])
-    lines = lambda cell, result: {cell["gates"]: np.minimum(result["curve"], 0.35)}  # noqa: E731
-    y = "loss, exact (cut at 0.35)"
-    return [core.curves_figure(run, "loss", headline(run), lines, others, "step", y, every=EVERY, levels=levels)]
+    return [core.loss_figure(run, "gates", EVERY)]
 
 
 SMOKE = {"steps": (20,), "hidden": ((6, 5),), "batch": (16,)}
