@@ -9,7 +9,7 @@ Rule        5 seeds, the query on the start's nodes, 500 questions of each numbe
             the answer; detours through an entity's node count for neither side. The best head is chosen on half of the questions,
             its AUC taken on the other. Cut: edges left out of all layers, as many of each question. A claim stands if the 95%
             interval of every check lies in its range, and falls if one lies wholly outside.
-Cost        about 6 min on 2 cores, less behind exp_query_node, which trains the same model
+Cost        about 6 min on 2 cores, 2 behind exp_query_node, which trains the same model
 Quick       `--hops 1 --steps 250 --test-questions 200 --seeds 3`
 """
 

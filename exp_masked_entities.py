@@ -9,7 +9,7 @@ Rule        5 paired seeds; 1 and 2 hops; mean accuracy on 500 new questions of 
             looked up; it is marked, and chosen among the candidates. At random: 15% of names and relations, to be named among all
             words. Gains are differences to training from scratch on the same labels. A claim stands if the 95% interval of every
             check lies in its range, and falls if one lies wholly outside.
-Cost        about 9 min on 2 cores. Entries of their own: `--depth 6`, 13 min; `--masked entities entities-named --depth 6`, 9 min
+Cost        about 10 min on 2 cores. Entries of their own: `--depth 6`, 13 min; `--masked entities entities-named --depth 6`, 9 min
 Quick       `--masked entities none --labels 50 --pretraining 150 --steps 60 --seeds 3`
 """
 

@@ -8,7 +8,7 @@ Hypothesis  The notebook: one query node joined to all, and one for each passage
 Rule        5 seeds, 1 to 3 hops trained together; accuracy on 500 new questions of each. Guesses are exact: the best without the
             query (floor), the best that knows relations but not the start. Solved: at least 0.99 at 1 hop, 0.9 at 2 and 3. A claim
             stands if the 95% interval of every check lies in its range, and falls if one lies wholly outside.
-Cost        about 17 min on 2 cores. Entries of their own, trained longer: `--query everywhere-marked node-marked --steps 2000`,
+Cost        about 20 min on 2 cores. Entries of their own, trained longer: `--query everywhere-marked node-marked --steps 2000`,
             8 min; `--query start --depth 2 3 4 5 6 --steps 2000`, 20 min; `--query start none node nodes everywhere --steps 2000`,
             22 min; `--query node everywhere --steps 5000 --curriculum 0.2`, 20 min
 Quick       `--query start none --hops 1 --steps 250 --seeds 3`
