@@ -122,10 +122,11 @@ def figures(run: core.Run) -> list[core.Figure]:
     for axes in curves.figure.axes:
         axes.set_xscale("symlog", linthresh=10)
         axes.axhline(0, color="black", linestyle="--", linewidth=1)
-    widths = core.sweep_figure(
-        run, "width", f"Graph ceiling less best score: {core.extremes(run, 'shortfall')}", "dim",
-        ["plateau", "symbol_ceiling", "best", "ceiling"], "balanced accuracy", [key for key in varies if key != "dim"], log="x",
-        lines={"notebook": 0.61})  # fmt: skip
+    finding = f"Graph ceiling less best score: {core.extremes(run, 'shortfall')}"
+    scores = ["plateau", "symbol_ceiling", "best", "ceiling"]
+    y, panels, lines = "balanced accuracy", [key for key in varies if key != "dim"], {"notebook": 0.61}
+    widths = (core.sweep_figure(run, "width", finding, "dim", scores, y, panels, log="x", lines=lines) if "dim" in varies
+              else core.dots_figure(core.by_arm(run, scores), "width", finding, y, lines=lines))  # fmt: skip
     return [curves, widths]
 
 
