@@ -2621,13 +2621,12 @@ def mixing_name(cell: dict) -> str:
     return cell.get("activation", "gin" if cell["model"] in GIN_KINDS else cell["model"])
 
 
-def loss_figure(run: Run, name: str, every: int) -> Figure:
+def loss_figure(run: Run, finding: str, name: str, every: int) -> Figure:
     """Exact loss of networks that learn Life, by step: a colour for each value of the key `name`; dashed: `best_losses`."""
     panels = [key for key in varying(run.cells) if key != name]
     levels = {} if "alive" in panels else best_losses(run.cells[0]["alive"])
     lines = lambda cell, result: {cell[name]: np.minimum(result["curve"], 0.35)}  # noqa: E731
-    finding, y = f"least loss: {extremes(run, 'best')}", "loss, exact (cut at 0.35)"
-    return curves_figure(run, "loss", finding, lines, panels, "step", y, every=every, levels=levels)
+    return curves_figure(run, "loss", finding, lines, panels, "step", "loss, exact (cut at 0.35)", every=every, levels=levels)
 
 
 def score_figure(run: Run, arm: Callable[[dict], str] = mixing_name, told: Sequence[str] = ("activation",),

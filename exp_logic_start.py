@@ -134,7 +134,7 @@ def headline(run: core.Run) -> str:
 
 
 def figures(run: core.Run) -> list[core.Figure]:
-    return [core.loss_figure(run, "gates", EVERY)]
+    return [core.loss_figure(run, headline(run), "gates", EVERY)]
 
 
 SMOKE = {"steps": (20,), "hidden": ((6, 5),), "batch": (16,)}

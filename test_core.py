@@ -2187,6 +2187,21 @@ def test_curves_may_end_at_steps_of_their_own_and_their_mean_ends_with_the_first
     core.pyplot().close(drawn.figure)
 
 
+def test_loss_figure_cuts_what_blew_up_and_draws_the_best_losses():
+    cells = [{"gates": gates, "alive": 0.5, "lr": lr} for gates in ("four", "full") for lr in (0.1, 0.01)]
+    results = [[{"curve": np.array([0.25, 0.2 - cell["lr"], 9.0])}] for cell in cells]
+    drawn = core.loss_figure(core.Run(cells, [3], results, 0.0, 0), "f", "gates", 10)
+    assert drawn.columns["gates full, lr 0.1 | full | seed 3"].tolist() == [0.25, 0.1, 0.35]
+    assert len(drawn.columns) == 4
+    assert [axes.get_title() for axes in drawn.figure.axes] == ["lr 0.1", "lr 0.01"]
+    lines = {line.get_label(): np.unique(line.get_ydata()) for line in drawn.figure.axes[0].get_lines()}
+    assert {name: pytest.approx(lines[name]) for name in core.best_losses(0.5)} == core.best_losses(0.5)
+    two = [cell | {"alive": alive} for cell, alive in zip(cells, (0.5, 0.5, 0.254, 0.254), strict=True)]
+    drawn = core.loss_figure(core.Run(two, [3], results, 0.0, 0), "f", "gates", 10)
+    assert "the mean" not in drawn.figure.axes[0].get_legend_handles_labels()[1]  # each panel would need its own
+    assert drawn.figure.axes[0].get_lines()[0].get_xdata().tolist() == [0, 10, 20]
+
+
 def test_sweep_figure_draws_every_seed_of_every_arm():
     cells = [{"x": x, "a": a, "p": p} for x, a, p in itertools.product((4, 2), "uv", (0, 1))]
     run = core.Run(cells, [0, 7], [[{"m": cell["x"] + seed, "k": seed} for seed in (0, 7)] for cell in cells], 0.0, 0)
