@@ -1588,12 +1588,14 @@ def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: flo
     log = GradientLog(model)
     curves: dict[str, list[Tensor]] = {name: [] for name in ("loss", "gradient_norm", "recall", "auc", "margin")}
     start = restore(model, optimizer, log, curves)
-    # Without batch norm, and with one batch, the logits of a training pass are those of an evaluation of the same weights
-    score_in_passing = len(batches) == 1 and held_out is None and not any(isinstance(m, nn.BatchNorm1d) for m in model.modules())
+    # With one batch, the logits of a training pass may be those of an evaluation of the same weights. The first epoch tells: equal
+    # to the bit, and not one constant (which a readout that starts at zero gives whatever the layers below do).
+    one_batch, in_passing = len(batches) == 1 and held_out is None, False
     saved, scored = time.monotonic(), batches if held_out is None else held_out
     for epoch in range(start, epochs):
-        if not score_in_passing:
-            score(*evaluate(model, scored), curves)
+        if not in_passing:
+            evaluated, label = evaluate(model, scored)
+            score(evaluated, label, curves)
         model.train()
         for b in stream(seed, "order", epoch).permutation(len(batches)):
             for group in optimizer.param_groups:
@@ -1601,8 +1603,10 @@ def train(model: nn.Module, batches: Sequence[GraphBatch], *, seed: int, lr: flo
             logits, loss, gradient_norm = training_step(model, batches[b], optimizer, log, clip)
             curves["loss"].append(loss)
             curves["gradient_norm"].append(gradient_norm)
-            if score_in_passing:
+            if in_passing:
                 score(logits, batches[b].label, curves)
+        if one_batch and epoch == start:
+            in_passing = torch.equal(logits, evaluated) and bool((logits != logits[0]).any())
         if Runtime.checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
             save_checkpoint(model, optimizer, log, curves, epoch + 1)
             saved = time.monotonic()
