@@ -20,8 +20,8 @@ import textwrap
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 ACTIVATIONS, NORMS = ("softmax", "sigmoid", "tanh", "none"), ("none", "fro_norm", "rms_norm")
 FLAGS = core.language_flags(

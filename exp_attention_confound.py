@@ -17,8 +17,8 @@ import math
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 PACES = ("notebook", "steps", "batches", "lengths", "borrowed")
 FLAGS = [

@@ -19,8 +19,8 @@ Quick       `--qk-norm none fro_norm --post-attn-norm none --lr 2e-3 4e-3 --step
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 FLAGS = core.language_flags(
     ("bug", "qk_activ"), attn_activ=("softmax", "sigmoid"), qk_norm=("none", "fro_norm", "rms_norm"),

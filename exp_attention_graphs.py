@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least
 
 FLAGS = [Flag("draw", at_least(0), (0,), "which of the held-out questions with most hops is drawn, from 0"),
          *core.question_flags(("form",))]  # fmt: skip

@@ -15,8 +15,8 @@ import math
 
 import torch
 
-import core
-from core import ANY_ABOVE, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, Check, Claim, Flag, at_least, one_of
 
 FLAGS = [
     Flag("batch-length", core.widths, ((8, 512), (2, 2048), (8, 128)), "sequences, and bytes of each, joined by a comma"),

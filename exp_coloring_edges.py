@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 FLAGS = [
     Flag("receptive-field", at_least(0), (4, 2, 3, 6, 9), "r: a pair's vector is (P^0 .. P^r)[i, j], P = D^-1 A"),

@@ -15,8 +15,8 @@ import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
-import core
-from core import ANY_ABOVE, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, Check, Claim
 
 PRODUCTS, MODELS = ("path", "cluster"), ("edge-bias", "simple", "path", "cluster")
 FLAGS = [

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 FIXED = {"model": "content", "norm": "layer", "norm_order": "first", "mixed_norm": "none", "feedforward_norm": "none",
          "degree": "off", "readout": "plain"}  # fmt: skip

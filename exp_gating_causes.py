@@ -19,8 +19,8 @@ Quick       `--unreachable shut --norm-mask on --feedforward-norm none --clip 5 
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 FIXES = {  # what each changes in the config; 59: a node and its neighbours, on average
     "none": {}, "divide-3": {"divide": 3}, "divide-8": {"divide": 8}, "divide-20": {"divide": 20}, "divide-59": {"divide": 59},

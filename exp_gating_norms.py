@@ -18,8 +18,8 @@ Quick       `--task overfit --norm layer batch --epochs 30 --seeds 3`
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 TABLE = {  # by norm inside the feed-forward, and norms before mixing / before the feed-forward
     ("none", "batch"): 0.839, ("none", "batch/layer"): 0.852, ("none", "layer/batch"): 0.856, ("none", "layer"): 0.835,

@@ -13,8 +13,8 @@ Cost        about 10 min on 2 cores with the defaults; `--layers 4 --lr 1e-5` al
 Quick       `--layers 4 1 --lr 1e-4 --epochs 30 --seeds 3`
 """
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 FLAGS = core.overfit_flags(model=("position", "gin"), activation=("sigmoid", "softmax"), layers=(4, 2, 1), lr=(1e-4, 1e-5))
 

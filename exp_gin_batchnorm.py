@@ -17,8 +17,8 @@ Quick       `--divide 1 --epochs 60 --seeds 3`
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 FLAGS = [
     Flag("mlp-norm", one_of("batch", "layer", "none"), ("batch", "none"), "norm inside each MLP, before its ReLU"),

@@ -21,8 +21,8 @@ Quick       `--unreachable shut 1 --epochs 60 --seeds 3`
 import torch
 from torch import nn
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 HAND = 20.0  # sigmoid(20) is 1 in float32
 FLAGS = [

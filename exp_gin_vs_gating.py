@@ -17,8 +17,8 @@ Quick       `--model gin position --epochs 40 --seeds 3`
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 MODELS = (*core.GIN_KINDS, "position")
 FLAGS = core.overfit_flags(model=MODELS)

@@ -13,8 +13,8 @@ Quick       `--kind plain sum-1 --fix none --steps 4000`
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 NOTEBOOK = {"gates": ("AND", "XOR", "OR", "NAND"), "form": "free", "bound": None, "alive": 0.254, "optimizer": torch.optim.SGD,
             "clip": np.inf, "largest_weight": np.inf, "largest_gate": np.inf, "heed": torch.ones_like, "l1": 0.0}  # fmt: skip

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 FLAGS = [
     Flag("form", one_of("softmax", "table"), ("softmax", "table"), "16 gates in a softmax, or four sigmoids for a truth table"),

@@ -17,8 +17,8 @@ Quick       `--gates four-relu full --lr 0.1 --steps 3000 --seeds 4`
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 SETS = {
     "four": ("AND", "XOR", "OR", "NAND"),

@@ -19,8 +19,8 @@ import itertools
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 MODELS = {"relu": ("RELU",), "relu-gates": ("RELU",) * 16, "wired": core.GATES[:16], "wired-relu": ("RELU",) * 16}
 FLAGS = [

@@ -15,8 +15,8 @@ Quick       `--part stack layer --network wired --units 128 --rounds 3 --seeds 3
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, Check, Claim, Flag, at_least, one_of
 
 FLAGS = [
     Flag("part", one_of("stack", "layer", "boards"), ("stack", "layer", "boards"), "stacked training; a step of one layer; boards"),

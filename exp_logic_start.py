@@ -20,8 +20,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 SETS = {"full": core.GATES[:16], "full-relu": ("RELU", *core.GATES[1:16]), "four": ("AND", "XOR", "OR", "NAND")}
 LOSSES = {  # what the gradient of the squared error is multiplied by

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import core
-from core import ANY_ABOVE, Check, Claim, Flag, at_least, one_of, probability
+import core_old as core
+from core_old import ANY_ABOVE, Check, Claim, Flag, at_least, one_of, probability
 
 FLAGS = [
     Flag(

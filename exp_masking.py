@@ -15,8 +15,8 @@ Quick       `--epochs 3 --seeds 3`
 import torch
 from torch import Tensor
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 ADDED = {"inf": -torch.inf, "zero-nan": -torch.inf, "-1000": -1000.0, "-1": -1.0, "0": 0.0, "multiply": 0.0}  # to masked logits
 AROUND = ("layer", "layer_blind", "batch", "batch_blind", "pool", "pool_blind")  # norms, or mean pooling; blind: padding counts

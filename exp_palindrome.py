@@ -14,8 +14,8 @@ Cost        under 1 min on 2 cores
 
 import numpy as np
 
-import core
-from core import ANY_BELOW, Check, Claim, Flag, at_least
+import core_old as core
+from core_old import ANY_BELOW, Check, Claim, Flag, at_least
 
 FLAGS = [
     Flag("nodes", at_least(2), (4, 3, *range(5, 17), 24), "nodes of the path"),

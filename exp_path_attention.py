@@ -16,8 +16,8 @@ Quick       `--activation none softmax off --steps 150 --seeds 3`
 import torch
 from torch import Tensor, nn
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 ACTIVATIONS = (*core.EDGE_ACTIVATIONS, "off")
 FLAGS = [

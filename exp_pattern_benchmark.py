@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least
 
 MOST_PARAMETERS = 500_000
 FLAGS = [

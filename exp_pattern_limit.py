@@ -15,8 +15,8 @@ Quick       `--graphs 60 --sweeps 100 --seeds 3`
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 KNOWLEDGE = ("communities", "two-class", "mean-field", "degree", "patterns")
 FLAGS = [

@@ -15,8 +15,8 @@ Cost        under 1 min on 2 cores
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 BATCH, SIZES = 32, np.arange(*core.SIZE_RANGE)  # graphs a batch, as in all of the notebook; nodes of a pattern or community
 FLAGS = [

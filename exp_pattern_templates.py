@@ -17,8 +17,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 FLAGS = [
     Flag("patterns", one_of("shared", "fresh"), ("shared", "fresh"), "of test graphs: those of training, or each its own"),

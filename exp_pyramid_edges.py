@@ -14,8 +14,8 @@ Cost        about 1 min on 2 cores. Time and memory, 2 min: `--base 50 --recepti
 import numpy as np
 import torch
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 FLAGS = [
     Flag("base", at_least(1), (10, 20, 30, 50), "rows of the pyramid"),

@@ -14,8 +14,8 @@ Cost        about 20 min on 2 cores. Entries of their own, trained longer: `--qu
 Quick       `--query start none --hops 1 --steps 250 --seeds 3`
 """
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 FLAGS = core.question_flags(query=("node", "nodes", "everywhere", "start", "none"))
 

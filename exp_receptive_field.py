@@ -15,8 +15,8 @@ Cost        about 8 min on 2 cores; with `--degree on --distance on` about 4 min
 Quick       `--stack 0,1 0,1,2,3,4 --distance on --epochs 50 --seeds 3`
 """
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim
 
 NEAR, MIDDLE, FAR = (0, 1), tuple(range(5)), tuple(range(9))
 FLAGS = core.overfit_flags(

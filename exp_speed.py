@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from torch import nn
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
 
 TIMED = ("harness", "gin", "mixing", "stacks", "log", "ranks")  # the harness first: a collection also visits an imported peer
 SIZES = ("layers", "dim", "graphs")

@@ -16,8 +16,8 @@ import functools
 
 import numpy as np
 
-import core
-from core import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+import core_old as core
+from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
 
 FLAGS = [
     Flag("equal", one_of("parameters", "width"), ("parameters",), "weights per kind: as many of them in all, or as wide"),

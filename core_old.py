@@ -1,6 +1,6 @@
 """Gatebook's shared core: graphs, Life, masks, layers, the gradient log, training, statistics, trials, the logbook, circuits.
 
-Read it from the ground up: code refers only to sections above it. `grep '^# %%' core.py` lists them.
+Read it from the ground up: code refers only to sections above it. `grep '^# %%' core_old.py` lists them.
 
      0 Map, dimension legend
      1 Environment
@@ -136,7 +136,7 @@ def environment_stamp() -> dict[str, str]:
             return done.stdout.strip() if done.returncode == 0 else ""
         return ""
 
-    dirty = " + uncommitted code" if git("status", "--porcelain", "--", "core.py", "exp_*.py", "requirements.txt") else ""
+    dirty = " + uncommitted code" if git("status", "--porcelain", "--", "core_old.py", "exp_*.py", "requirements.txt") else ""
     stamp = {"commit": (git("rev-parse", "--short=8", "HEAD") or "none") + dirty, "python": sys.version.split()[0]}
     stamp |= {"torch": torch.__version__, "numpy": np.__version__, "threads": str(Runtime.threads)}
     return stamp | {"device": torch.cuda.get_device_name() if Runtime.device.type == "cuda" else cpu_name()}
@@ -144,7 +144,7 @@ def environment_stamp() -> dict[str, str]:
 
 def code_fingerprint(*paths: Path | str) -> str:
     """Eight hex digits of the code that decides a trial: its syntax trees, comments and docstrings aside. What only draws, writes
-    and judges is left out: sections 14 to 16 of core.py (none that decides refers to them), NOT_DECIDING of a script."""
+    and judges is left out: sections 14 to 16 of core_old.py (none that decides refers to them), NOT_DECIDING of a script."""
     trees = b"".join(deciding_tree(Path(path).read_text(encoding="utf-8")) for path in paths)
     return hashlib.sha256(trees).hexdigest()[:8]
 
@@ -182,7 +182,8 @@ def require_memory(flag: str, megabytes: float) -> None:
         )
 
 
-FRESH = """import importlib, json, sys, time, core
+FRESH = """import importlib, json, sys, time
+import core_old as core
 module, name, threads, arguments, warm_up = sys.argv[1:]
 function = getattr(importlib.import_module(module), name)
 core.set_up("cpu", int(threads))
@@ -2214,7 +2215,7 @@ def make_parser(experiment: Experiment) -> Parser:
     record.add_argument("--tag", default="", help="a word for the entry's heading")
     record.add_argument("--no-log", action="store_true", help="print the entry, append nothing")
     record.add_argument("--once", action="store_true", help="append nothing if this very run, of this code, has an entry")
-    record.add_argument("--logbook", type=Path, default=REPOSITORY / "logbook.md")
+    record.add_argument("--logbook", type=Path, default=REPOSITORY / "logbook_old.md")
     record.add_argument("--plots", type=Path, default=REPOSITORY / "plots")
     record.add_argument("--runs", type=Path, default=REPOSITORY / "runs", help="where finished trials are kept")
     return parser
