@@ -71,7 +71,7 @@ def measured(config: dict, seed: int) -> dict:
     megabytes, rounds = dict(nothing), max(1, config["rounds"] * min(n, 512) // n)
     if config["memory"] == "on":
         core.keep_large_blocks(False)
-        megabytes |= {kind: core.added_mb(calls[kind], small[kind]) for kind in calls}
+        megabytes |= {kind: max(core.added_mb(calls[kind], small[kind]), 4.096e-3) for kind in calls}  # a page at least
     timed = {k: lambda k=k: results.update({k: calls[k]()}) for k in calls if k != "plain" or n <= 4096}
     core.keep_large_blocks()
     seconds, returned = nothing | core.interleaved_medians(timed, rounds), math.nan
