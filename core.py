@@ -1,0 +1,2657 @@
+"""Gatebook's shared core: data, masks, layers, training; then the harness that runs and records.
+
+Read it from the top: a function uses only what stands above it.
+
+     1 Process        what must happen before torch is imported
+     2 Seeds          one random stream per seed and purpose
+     3 Data           PATTERN graphs, batches
+     4 Masks          masked softmax and sigmoid, adjacency powers
+     5 Layers         position attention, transformer layer, GIN
+     6 Models         node classifier
+     7 Metrics        loss, recalls, AUC, oscillation
+     8 Gradient log   norms of every parameter at every step
+     9 Training
+    10 Statistics     intervals, checks, claims, verdicts
+    11 Arguments      flags, types, arms
+    12 Reach          the code that a trial can reach
+    13 Records        finished trials and checkpoints on disk
+    14 Runner         one process, a pool, or torchrun
+    15 Figures
+    16 Logbook        entries, index, appendix
+    17 Main
+
+Conventions. Masks are boolean and True means keep. A mistake that the user can mend raises
+UsageError and ends as one line on stderr with exit status 2. No file is ever unpickled.
+"The notebook" is the research notebook that a script re-runs.
+
+Dimensions
+    B graphs in a batch              N nodes of the largest graph in it
+    V real nodes of a batch, packed graph after graph: node-wise tensors are [V, D]
+    D channels    H heads            K powers of the adjacency
+    T steps       P parameters       S seeds
+"""
+
+import argparse
+import ast
+import concurrent.futures
+import contextlib
+import csv
+import datetime
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+import traceback
+import urllib.parse
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+# %% 1 Process
+
+REPOSITORY = Path(__file__).resolve().parent
+
+
+def leave_quietly(signal_number, frame):
+    """End with one line on Ctrl-C while torch is still being imported."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def open_standard_files():
+    """Give closed standard files an empty one, so that no other file gets their number."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def is_run_as_script():
+    """Whether the main program is a file of this repository."""
+    main_file = getattr(sys.modules["__main__"], "__file__", None)
+    return main_file is not None and Path(main_file).resolve().parent == REPOSITORY
+
+
+open_standard_files()
+if is_run_as_script():
+    signal.signal(signal.SIGINT, leave_quietly)  # main() restores Python's own handler
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+
+class UsageError(Exception):
+    """A mistake that the user can mend: one line that names the flag or file and the fix."""
+
+
+# %% 2 Seeds
+
+STREAMS = ("init", "order", "patterns", "fresh patterns", "train", "val", "test")
+
+
+def stream(seed, name, *index):
+    """The random generator `name` (one of STREAMS) of a seed, independent of all others."""
+    key = (STREAMS.index(name), *index)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+@contextlib.contextmanager
+def initialised_from(seed):
+    """Inside the block torch draws from the seed's "init" stream; afterwards as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(seed, "init").integers(2**63)))
+        yield
+
+
+# %% 3 Data
+
+# PATTERN as its authors generate it (Dwivedi et al., Benchmarking Graph Neural Networks)
+SYMBOLS = 3  # a node's feature is one of the symbols 0, 1, 2
+COMMUNITIES = 5
+SIZES = (5, 35)  # of a community and of a pattern; the upper bound is exclusive
+EDGE_INSIDE = 0.5  # chance of an edge inside a community, inside the pattern, and
+EDGE_PATTERN = 0.5  # between a pattern's node and any other
+EDGE_BETWEEN = 0.35
+GRAPHS_PER_PATTERN = {"train": 100, "val": 20, "test": 20}
+PATTERNS = 100
+IGNORED = -100  # label of a padding slot; F.cross_entropy skips it
+
+
+class Pattern(NamedTuple):
+    """The subgraph to be found, of m nodes: adjacency [m, m] bool, feature [m] uint8."""
+
+    adjacency: np.ndarray
+    feature: np.ndarray
+
+
+@functools.cache
+def upper_triangle(n):
+    """Row and column of every pair i < j of n nodes, row by row."""
+    return np.triu_indices(n, 1)
+
+
+class Graph(NamedTuple):
+    """One PATTERN graph with n nodes, in about 1 kB.
+
+    edges    bits of the strict upper triangle, row by row, packed eight to a byte
+    feature  [n] uint8
+    label    [n] uint8, 1 on the pattern
+    pattern  number of the pattern in its set
+    source   [n] int64, the pattern's node that stands here, -1 outside the pattern
+    """
+
+    edges: np.ndarray
+    feature: np.ndarray
+    label: np.ndarray
+    pattern: int
+    source: np.ndarray
+
+    def adjacency(self):
+        """[n, n] bool, symmetric, with an empty diagonal."""
+        n = len(self.feature)
+        row, column = upper_triangle(n)
+        dense = np.zeros((n, n), dtype=bool)
+        dense[row, column] = np.unpackbits(self.edges, count=len(row))
+        return dense | dense.T
+
+
+def draw_pattern(rng):
+    """A random Pattern. The authors' code draws its size, although their paper says 20."""
+    size = int(rng.integers(*SIZES))
+    upper = np.triu(rng.random((size, size)) < EDGE_PATTERN, 1)
+    feature = rng.integers(SYMBOLS, size=size, dtype=np.uint8)
+    return Pattern(upper | upper.T, feature)
+
+
+def plant(pattern, rng, number=0):
+    """A Graph that hides the pattern in a fresh stochastic block model, nodes permuted.
+
+    Edges are drawn after the nodes are permuted: the same distribution, each pair drawn once.
+    """
+    hidden = len(pattern.feature)
+    sizes = rng.integers(*SIZES, size=COMMUNITIES)
+    block = np.repeat(np.arange(COMMUNITIES + 1), [*sizes, hidden])  # the last is the pattern
+    n = len(block)
+    order = rng.permutation(n)
+    block = block[order]
+
+    row, column = upper_triangle(n)
+    same = block[row] == block[column]
+    on_pattern = (block[row] == COMMUNITIES) | (block[column] == COMMUNITIES)
+    chance = np.where(same | on_pattern, np.float32(EDGE_INSIDE), np.float32(EDGE_BETWEEN))
+    edge = rng.random(len(row), dtype=np.float32) < chance
+
+    place = np.flatnonzero(block == COMMUNITIES)
+    source = order[place] - (n - hidden)  # which node of the pattern stands at each place
+    first, second = upper_triangle(hidden)
+    i = place[first]
+    j = place[second]  # places ascend, so i < j
+    edge[i * n - i * (i + 1) // 2 + j - i - 1] = pattern.adjacency[source[first], source[second]]
+
+    feature = rng.integers(SYMBOLS, size=n, dtype=np.uint8)
+    feature[place] = pattern.feature[source]
+    label = (block == COMMUNITIES).astype(np.uint8)
+    node_source = np.full(n, -1)
+    node_source[place] = source
+    return Graph(np.packbits(edge), feature, label, number, node_source)
+
+
+@functools.lru_cache(maxsize=4 * PATTERNS)
+def known_pattern(seed, number):
+    """Pattern `number` of the seed's 100."""
+    return draw_pattern(stream(seed, "patterns", number))
+
+
+class PatternData:
+    """The seed's PATTERN: 10,000 / 2,000 / 2,000 graphs, stored pattern by pattern.
+
+    Train, val and test share the same 100 patterns; with `fresh` every graph has its own.
+    Graph `index` depends on (seed, split, index) alone, so any part can be drawn by itself:
+    the first 32 training graphs share pattern 0.
+    """
+
+    def __init__(self, seed, split="train", fresh=False):
+        self.seed = seed
+        self.split = split
+        self.fresh = fresh
+        self.per_pattern = GRAPHS_PER_PATTERN[split]
+
+    def __len__(self):
+        return PATTERNS * self.per_pattern
+
+    def pattern(self, index):
+        """The Pattern hidden in graph `index`."""
+        if self.fresh:
+            rng = stream(self.seed, "fresh patterns", STREAMS.index(self.split), index)
+            return draw_pattern(rng)
+        return known_pattern(self.seed, index // self.per_pattern)
+
+    def __getitem__(self, index):
+        """Graph `index`, 0 <= index < len(self). Raises IndexError outside."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = index if self.fresh else index // self.per_pattern
+        return plant(self.pattern(index), stream(self.seed, self.split, index), number)
+
+    def first(self, count):
+        """The first `count` graphs in stored order. Raises UsageError if there are fewer."""
+        if count > len(self):
+            raise UsageError(f"--graphs {count}: the {self.split} split has {len(self)} graphs")
+        return [self[i] for i in range(count)]
+
+
+class GraphBatch:
+    """B graphs as one input: node-wise tensors packed [V, ...], pair-wise ones padded.
+
+    adjacency  [B, N, N] float
+    nodes      [B, N] bool, True on real nodes
+    slot       [V] place of a packed node in the flat [B * N]
+    feature    [V] int64
+    label      [V] int64
+    degree     [V] float, edges of the node
+    size       [V] float, nodes of its graph
+    encodings  what `pair_encoding` has computed for this batch
+
+    With `padding`, every slot travels as a node: V = B * N, the padding has no edge and the
+    label IGNORED. That is the notebook's layout without a mask in its norms.
+    """
+
+    def __init__(self, graphs, device="cpu", padding=False):
+        sizes = [len(graph.feature) for graph in graphs]
+        self.shape = (len(graphs), max(sizes))
+        b, n = self.shape
+        adjacency = np.zeros((b, n, n), dtype=np.float32)
+        feature = np.zeros((b, n), dtype=np.int64)
+        label = np.full((b, n), IGNORED)
+        for i, graph in enumerate(graphs):
+            adjacency[i, : sizes[i], : sizes[i]] = graph.adjacency()
+            feature[i, : sizes[i]] = graph.feature
+            label[i, : sizes[i]] = graph.label
+
+        self.padding = padding
+        self.encodings = {}
+        self.adjacency = torch.from_numpy(adjacency).to(device)
+        self.nodes = torch.from_numpy(label != IGNORED).to(device)
+        travelling = torch.ones_like(self.nodes) if padding else self.nodes
+        self.slot = travelling.flatten().nonzero().squeeze(1)
+        self.feature = torch.from_numpy(feature).to(device).flatten()[self.slot]
+        self.label = torch.from_numpy(label).to(device).flatten()[self.slot]
+        self.degree = self.adjacency.sum(-1).flatten()[self.slot]
+        self.size = self.nodes.sum(1).float()[self.slot // n]
+
+    def pad(self, x):
+        """[V, D] -> [B, N, D], zeros in the padding."""
+        b, n = self.shape
+        return x.new_zeros(b * n, x.shape[1]).index_copy(0, self.slot, x).view(b, n, -1)
+
+    def pack(self, x):
+        """[B, N, D] -> [V, D]."""
+        return x.flatten(0, 1).index_select(0, self.slot)
+
+
+# %% 4 Masks
+
+
+def masked_softmax(logits, keep, dim=-1):
+    """Softmax over the kept entries, zero elsewhere.
+
+    A row that keeps nothing is zero, forward and backward, never NaN.
+    """
+    lowest = torch.finfo(logits.dtype).min  # finite, so that an empty row stays defined
+    weight = logits.masked_fill(~keep, lowest).softmax(dim)
+    return weight.masked_fill(~keep, 0.0)
+
+
+def masked_sigmoid(logits, keep):
+    """Sigmoid of the kept logits, exactly zero elsewhere, with zero gradient there."""
+    return logits.masked_fill(~keep, -math.inf).sigmoid()
+
+
+def transition_powers(adjacency, nodes, powers):
+    """Powers of P = D^-1 A: [B, N, N], [B, N] bool -> [B, K, N, N].
+
+    Power 0 is the identity on real nodes; a node without edges has zero rows in all others.
+    Source: the graph notebook's `adj_stack`.
+    """
+    step = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
+    power = torch.diag_embed(nodes.to(adjacency.dtype))
+    kept = []
+    for exponent in range(max(powers) + 1):
+        if exponent > 0:
+            power = step @ power
+        if exponent in powers:
+            kept.append(power)
+    return torch.stack(kept, 1)
+
+
+def pair_encoding(batch, powers, encoding):
+    """What a pair of nodes is known by, and which pairs are reachable.
+
+    encoding "powers": the entries of the powers of P, [B, K, N, N]; "hop": one-hot of the
+    smallest power that is not zero (the notebook's use_distance). reachable [B, N, N] bool:
+    some power is not zero. Computed once per batch.
+    """
+    key = (tuple(powers), encoding)
+    if key not in batch.encodings:
+        vectors = transition_powers(batch.adjacency, batch.nodes, powers)
+        met = vectors != 0
+        if encoding == "hop":
+            first = met & (met.cumsum(1) == 1)
+            vectors = first.to(vectors.dtype)
+        batch.encodings[key] = (vectors, met.any(1))
+    return batch.encodings[key]
+
+
+# %% 5 Layers
+
+
+def make_norm(name, dim):
+    """A norm over packed nodes [V, D]: "layer", "batch" or "none".
+
+    A packed batch holds real nodes only, so no statistic sees padding, unless the batch was
+    made with `padding`. A layer norm takes each node by itself and never does.
+    """
+    if name == "layer":
+        return nn.LayerNorm(dim)
+    if name == "batch":
+        return nn.BatchNorm1d(dim)
+    return nn.Identity()
+
+
+class PositionAttention(nn.Module):
+    """Mixes nodes by position alone: [V, D] -> [V, D]; no queries, no keys.
+
+    The logit of a pair is Linear(K -> H) of its `pair_encoding`. activation "sigmoid" gates
+    every pair by itself and sums (the notebook's gating); "softmax" averages over reachable
+    nodes (its attention). Values are projected per head; an output projection follows.
+
+    unreachable  logit of pairs that no power connects; -inf masks them, a number is the start
+                 of a learned one
+    divide_by    constant that divides the sum over nodes (the node itself included)
+    gate_bias    "graph" adds -log(nodes of the graph) to every logit, "degree" -log(degree of
+                 the node that sums, plus one for itself); "none" adds nothing
+
+    Source: graph notebook, 6/3 and 13/3; gate_bias: Ramapuram et al., arXiv 2409.04431.
+    Raises ValueError if the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        dim,
+        heads=1,
+        powers=(0, 1),
+        encoding="hop",
+        activation="sigmoid",
+        unreachable=-math.inf,
+        divide_by=1.0,
+        gate_bias="none",
+    ):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide width {dim}")
+        self.heads = heads
+        self.powers = tuple(powers)
+        self.encoding = encoding
+        self.activation = activation
+        self.divide_by = divide_by
+        self.gate_bias = gate_bias
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.pair = nn.Linear(len(self.powers), heads)
+        self.unreachable = None
+        if unreachable > -math.inf:
+            self.unreachable = nn.Parameter(torch.full((heads,), float(unreachable)))
+
+    def forward(self, x, batch):
+        value = self.value(x)
+        if self.encoding == "hop" and self.unreachable is None:
+            mixed = self.mix_by_hop(value, batch)
+        else:
+            mixed = self.mix_by_pair(value, batch)
+        return self.out(mixed / self.divide_by)
+
+    def mix_by_pair(self, value, batch):
+        """The general way, one weight per pair: [V, D] -> [V, D]."""
+        padded = batch.pad(value).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        mixed = self.pair_weights(batch) @ padded  # [B, H, N, D/H]
+        return batch.pack(mixed.transpose(1, 2).flatten(2))
+
+    def pair_weights(self, batch):
+        """[B, H, N, N]: the weight with which node n (third axis) takes in node m."""
+        vectors, reachable = pair_encoding(batch, self.powers, self.encoding)
+        logits = torch.einsum("bknm,hk->bhnm", vectors, self.pair.weight)
+        logits = logits + self.pair.bias[:, None, None]
+        keep = reachable[:, None]
+        if self.unreachable is not None:
+            logits = torch.where(keep, logits, self.unreachable[:, None, None])
+            keep = (batch.nodes[:, :, None] & batch.nodes[:, None, :])[:, None]
+        if self.gate_bias != "none":
+            logits = logits - batch.pad(self.log_count(batch))[:, None]
+        if self.activation == "softmax":
+            return masked_softmax(logits, keep)
+        return masked_sigmoid(logits, keep)
+
+    def mix_by_hop(self, value, batch):
+        """The same for one-hot hops: [V, D] -> [V, D].
+
+        All nodes at one hop share a weight, so values are added up by hop first and weighted
+        then. No weight per pair is made: a quarter less time per training step on a CPU. In
+        the softmax, c nodes at one hop are one entry whose logit is larger by log c.
+        """
+        hops, _ = pair_encoding(batch, self.powers, "hop")
+        count = batch.pack(hops.sum(-1).transpose(1, 2))[:, None]  # [V, 1, K] nodes at each hop
+        logits = (self.pair.weight + self.pair.bias[:, None])[None]  # [1, H, K]
+        if self.gate_bias != "none":
+            logits = logits - self.log_count(batch)[:, :, None]
+        if self.activation == "softmax":
+            weight = masked_softmax(logits + count.log(), count > 0) / count.clamp(min=1)
+        else:
+            weight = logits.sigmoid()
+
+        mixed = torch.zeros_like(value)
+        padded = batch.pad(value)
+        for k, power in enumerate(self.powers):
+            # power 0 is the node itself, except in the padding
+            own = power == 0 and not batch.padding
+            total = value if own else batch.pack(hops[:, k] @ padded)
+            per_channel = weight[..., k].repeat_interleave(value.shape[1] // self.heads, dim=1)
+            mixed = mixed + per_channel * total
+        return mixed
+
+    def log_count(self, batch):
+        """[V, 1]: log of the number of nodes that `gate_bias` names."""
+        if self.gate_bias == "graph":
+            return batch.size.log()[:, None]
+        return (batch.degree + 1).log()[:, None]
+
+
+def sum_over_neighbours(x, batch):
+    """[V, D] -> [V, D]."""
+    return batch.pack(batch.adjacency @ batch.pad(x))
+
+
+class BareGating(nn.Module):
+    """sigmoid(w1) x + sigmoid(w2) (sum over neighbours): [V, D] -> [V, D]. No projections.
+
+    Source: graph notebook, 13/3, "Architecture".
+    """
+
+    def __init__(self, divide_by=1.0):
+        super().__init__()
+        self.w1 = nn.Parameter(torch.zeros(()))
+        self.w2 = nn.Parameter(torch.zeros(()))
+        self.divide_by = divide_by
+
+    def forward(self, x, batch):
+        neighbours = sum_over_neighbours(x, batch)
+        return (self.w1.sigmoid() * x + self.w2.sigmoid() * neighbours) / self.divide_by
+
+
+class FeedForward(nn.Module):
+    """Linear, norm, ReLU, Linear: [V, D] -> [V, D]; norm "batch", "layer" or "none"."""
+
+    def __init__(self, dim, hidden, norm="none"):
+        super().__init__()
+        self.first = nn.Linear(dim, hidden)
+        self.norm = make_norm(norm, hidden)
+        self.last = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).relu_())  # in place: a tenth of a step
+
+
+class TransformerLayer(nn.Module):
+    """x + mixing(norm1(x)), then x + feedforward(norm2(x)): [V, D] -> [V, D]."""
+
+    def __init__(self, mixing, feedforward, dim, norm="layer"):
+        super().__init__()
+        self.norm1 = make_norm(norm, dim)
+        self.mixing = mixing
+        self.norm2 = make_norm(norm, dim)
+        self.feedforward = feedforward
+
+    def forward(self, x, batch):
+        x = x + self.mixing(self.norm1(x), batch)
+        return x + self.feedforward(self.norm2(x))
+
+
+class GINLayer(nn.Module):
+    """x + relu(norm(MLP((1 + eps) x + sum over neighbours of relu(x)))): [V, D] -> [V, D].
+
+    MLP is Linear, batch norm, ReLU, Linear, as wide as x. divide_by divides what enters it.
+    Source: Xu et al. 2019, as the graph notebook uses it (8.3).
+    """
+
+    def __init__(self, dim, divide_by=1.0):
+        super().__init__()
+        self.mlp = FeedForward(dim, dim, "batch")
+        self.norm = nn.BatchNorm1d(dim)
+        self.eps = nn.Parameter(torch.zeros(()))
+        self.divide_by = divide_by
+
+    def forward(self, x, batch):
+        total = (1 + self.eps) * x + sum_over_neighbours(x.relu(), batch)
+        return x + self.norm(self.mlp(total / self.divide_by)).relu()
+
+
+# %% 6 Models
+
+
+class SubtractMean(nn.Module):
+    """x [V, D] less its mean over all nodes."""
+
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class NodeClassifier(nn.Module):
+    """Symbol one-hots -> Linear -> layers -> Linear: GraphBatch -> logits [V, 2].
+
+    before_readout: a module [V, D] -> [V, D] in front of the last Linear, or None.
+    """
+
+    def __init__(self, layers, dim, before_readout=None):
+        super().__init__()
+        self.embed = nn.Linear(SYMBOLS, dim)
+        self.layers = nn.ModuleList(layers)
+        self.before_readout = before_readout or nn.Identity()
+        self.readout = nn.Linear(dim, 2)
+
+    def forward(self, batch):
+        x = self.embed(F.one_hot(batch.feature, SYMBOLS).float())
+        for layer in self.layers:
+            x = layer(x, batch)
+        return self.readout(self.before_readout(x))
+
+
+# %% 7 Metrics
+
+
+def class_weighted_cross_entropy(logits, label):
+    """Cross-entropy [V, 2], [V] -> scalar; a class weighs the share of the other's nodes.
+
+    Labels IGNORED are skipped. Source: the authors of PATTERN; without the weights a model
+    gains by ignoring the small class.
+    """
+    count = torch.stack([(label == 0).sum(), (label == 1).sum()])
+    total = count.sum()
+    weight = (total - count) / total
+    return F.cross_entropy(logits, label, weight=weight, ignore_index=IGNORED)
+
+
+def class_recalls(logits, label):
+    """Share of each class that is found: [V, 2], [V] -> [2]; 0 for an absent class.
+
+    Nodes IGNORED are not counted.
+    """
+    scored = label != IGNORED
+    cell = 2 * label[scored] + logits.argmax(1)[scored]
+    counts = torch.bincount(cell, minlength=4).view(2, 2)  # [true class, predicted class]
+    return counts.diagonal() / counts.sum(1).clamp(min=1)
+
+
+def ranking_accuracy(logits, label):
+    """Area under the ROC curve, [V, 2], [V] -> scalar; ties count half.
+
+    Unlike balanced accuracy it has no threshold. NaN where a class does not occur.
+    """
+    margin = logits[:, 1] - logits[:, 0]
+    low = margin[label == 0].sort().values
+    high = margin[label == 1]
+    below = torch.searchsorted(low, high)
+    up_to = torch.searchsorted(low, high, right=True)
+    return (below + up_to).double().mean().float() / (2 * len(low))
+
+
+def score_logits(logits, label):
+    """{"recall" [2], "auc", "margin" [2]}: recall of each class, AUC, and mean and standard
+    deviation of the margin (logit 1 - logit 0). NaN once a logit is not finite, so that no
+    divergence looks stable."""
+    scored = label != IGNORED
+    margin = (logits[:, 1] - logits[:, 0])[scored]
+    diverged = ~logits[scored].isfinite().all()
+    return {
+        "recall": class_recalls(logits, label).masked_fill(diverged, math.nan),
+        "auc": ranking_accuracy(logits, label).masked_fill(diverged, math.nan),
+        "margin": torch.stack([margin.mean(), margin.std()]),
+    }
+
+
+def oscillation(curve):
+    """Mean absolute change per epoch in the second half of a curve [T]."""
+    second_half = np.asarray(curve, dtype=np.float64)[len(curve) // 2 :]
+    return float(np.abs(np.diff(second_half)).mean())
+
+
+# %% 8 Gradient log
+
+
+class GradientLog:
+    """Norms of the weights and gradients of every parameter at every step.
+
+    It only reads, so losses and weights are bit-identical with it or without. Call `record`
+    between backward and the clipping of the gradients.
+    """
+
+    def __init__(self, model):
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = list(model.parameters())
+        self.rows = {"weight": [], "gradient": []}
+
+    @torch.no_grad()
+    def record(self):
+        """Add the norms of this step."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.rows["weight"].append(torch.stack([p.norm() for p in self.parameters]))
+        self.rows["gradient"].append(torch.stack([g.norm() for g in gradients]))
+
+
+def grad_over_weight(history, by="parameter"):
+    """Gradient norm over weight norm from `train`'s history: {name: [T]}, in model order.
+
+    by "parameter", or "module": its weight and bias together. NaN where the weight is zero,
+    as a bias is before its first step.
+    """
+    squares = {}
+    for p, name in enumerate(history["names"]):
+        if by == "module":
+            name = name.removesuffix(".weight").removesuffix(".bias")
+        gradient, weight = squares.get(name, (0.0, 0.0))
+        gradient = gradient + history["gradient"][:, p].astype(np.float64) ** 2
+        weight = weight + history["weight"][:, p].astype(np.float64) ** 2
+        squares[name] = (gradient, weight)
+    ratios = {}
+    for name, (gradient, weight) in squares.items():
+        ratios[name] = np.full(len(weight), np.nan)
+        np.divide(gradient, weight, out=ratios[name], where=weight > 0)
+        ratios[name] = np.sqrt(ratios[name])
+    return ratios
+
+
+# %% 9 Training
+
+
+@torch.no_grad()
+def evaluate(model, batches):
+    """Logits and labels of all batches, in evaluation mode."""
+    model.eval()
+    logits = torch.cat([model(batch) for batch in batches])
+    return logits, torch.cat([batch.label for batch in batches])
+
+
+def add_score(rows, logits, label):
+    """Append one `score_logits` to the curves."""
+    for name, value in score_logits(logits, label).items():
+        rows[name].append(value)
+
+
+def save(checkpoint, model, optimizer, rows, epoch):
+    """Keep the state of a training run."""
+    curves = {name: torch.stack(values) for name, values in rows.items() if values}
+    checkpoint.save(
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "curves": curves,
+            "epoch": epoch,
+        }
+    )
+
+
+def restore(checkpoint, model, optimizer, rows):
+    """Load what `save` kept into model, optimizer and rows; the epoch to go on with."""
+    state = None if checkpoint is None else checkpoint.load()
+    if state is None:
+        return 0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, values in state["curves"].items():
+        rows[name].extend(values)
+    return state["epoch"]
+
+
+def train(model, batches, *, seed, lr, epochs, clip, held_out=None, checkpoint=None):
+    """Train with Adam on the class-weighted loss, one step per batch, and score each epoch.
+
+    Gradients are clipped to total norm `clip`. The state is kept in `checkpoint` now and
+    then, and training goes on from there to the same bits. Returns NumPy arrays:
+
+    loss, gradient_norm  [T], gradients before clipping
+    weight, gradient     [T, P] norms per parameter; `names` lists the parameters
+    recall, margin       [epochs + 1, 2], auc [epochs + 1]: `score_logits` after 0, 1, ... epochs,
+                         in evaluation mode, over `held_out` (default: the batches)
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    log = GradientLog(model)
+    rows = log.rows | {name: [] for name in ("loss", "gradient_norm", "recall", "auc", "margin")}
+    start = restore(checkpoint, model, optimizer, rows)
+    scored = batches if held_out is None else held_out
+    # With one batch a training pass may give the scores of an evaluation; it has to prove it.
+    reuse_logits = len(batches) == 1 and held_out is None
+
+    for epoch in range(start, epochs):
+        evaluated = None
+        if epoch == start or not reuse_logits:
+            evaluated = evaluate(model, scored)
+            add_score(rows, *evaluated)
+        model.train()
+        for i in stream(seed, "order", epoch).permutation(len(batches)):
+            optimizer.zero_grad(set_to_none=True)
+            logits = model(batches[i])
+            loss = class_weighted_cross_entropy(logits, batches[i].label)
+            loss.backward()
+            log.record()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            rows["loss"].append(loss.detach())
+            rows["gradient_norm"].append(norm)
+        if reuse_logits and epoch == start:
+            same = torch.equal(logits.detach(), evaluated[0])
+            reuse_logits = same and bool(logits.std() > 0)  # a constant output proves nothing
+        elif reuse_logits:
+            add_score(rows, logits.detach(), batches[0].label)
+        if checkpoint is not None and checkpoint.is_due():
+            save(checkpoint, model, optimizer, rows, epoch + 1)
+
+    add_score(rows, *evaluate(model, scored))
+    history = {name: torch.stack(values).cpu().numpy() for name, values in rows.items()}
+    return history | {"names": log.names}
+
+
+# %% 10 Statistics
+
+CONFIDENCE = 0.95
+OURS = "ours"  # source of a claim that no notebook makes
+VERDICTS = {  # of a statement of a notebook, and of a claim of ours
+    "holds": ("reproduced", "supported"),
+    "fails": ("refuted", "rejected"),
+    "open": ("inconclusive", "inconclusive"),
+}
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval, from n seeds."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values):
+    """Student-t interval of a mean; unbounded for one value or values that are not finite."""
+    from scipy import stats
+
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    if n == 0:
+        return Interval(math.nan, -math.inf, math.inf, 0)
+    mean = float(values.mean())
+    if n < 2 or not np.isfinite(values).all():
+        return Interval(mean, -math.inf, math.inf, n)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    return Interval(mean, mean - float(half), mean + float(half), n)
+
+
+def ratio_interval(values, base):
+    """Geometric mean of values / base, paired; Student-t on logarithms. All must be positive."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(np.asarray(values, np.float64)) - np.log(np.asarray(base, np.float64))
+    found = mean_interval(logs)
+    with np.errstate(over="ignore"):
+        low, high = np.exp([found.low, found.high]).tolist()
+    return Interval(float(np.exp(found.estimate)), low, high, found.n)
+
+
+def rate_interval(hits):
+    """Exact (Clopper-Pearson) interval of the share of ones; unbounded without a value."""
+    from scipy import stats
+
+    n = len(hits)
+    if n == 0:
+        return Interval(math.nan, -math.inf, math.inf, 0)
+    test = stats.binomtest(int(np.sum(hits)), n)
+    found = test.proportion_ci(CONFIDENCE, method="exact")
+    return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
+
+
+def rate_difference_interval(hits, base):
+    """Difference of two paired rates. Only seeds on which they differ tell: their exact
+    binomial interval, scaled by their share. Unbounded if there is none."""
+    hits = np.asarray(hits)
+    base = np.asarray(base)
+    differ = hits != base
+    if not differ.any():
+        return Interval(0.0, -math.inf, math.inf, len(hits))
+    share = float(differ.mean())
+    wins = rate_interval(hits[differ])
+    bounds = [share * (2 * x - 1) for x in wins[:3]]
+    return Interval(*bounds, len(hits))
+
+
+def brief(x):
+    """A number for the reader: three significant digits, thousands in full, a dash for NaN."""
+    if math.isnan(x):
+        return "–"
+    if 1000 <= abs(x) < 1e9:
+        return f"{x:,.0f}"
+    return f"{x:.3g}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number that a claim predicts.
+
+    `metric` of the arm `arm` lies `below`, `above`, `between` (low, high) or `equals` a value.
+    minus     the metric is the paired difference to this other arm
+    over      the metric is the paired ratio to this other arm (never of what can be 0)
+    rate      the metric is 0 or 1 per seed; exact binomial intervals
+    unless    a metric of 0 or 1; seeds where it is 1 are left out
+    any_arm   instead of arm: it holds if it holds for one of them, fails if it fails for all
+    Without arm and any_arm the metric is one of the experiment's across(run).
+    `equals` is exact (to 1e-9) for every seed and needs only one; the others ask that the 95%
+    interval of the mean lies inside the bounds.
+    """
+
+    metric: str
+    below: float | None = None
+    above: float | None = None
+    between: tuple | None = None
+    equals: float | None = None
+    arm: str | None = None
+    minus: str | None = None
+    over: str | None = None
+    rate: bool = False
+    unless: str | None = None
+    any_arm: tuple = ()
+
+    def arms(self):
+        """Names of all arms that it reads; empty for a metric across arms."""
+        named = [self.arm, self.minus, self.over, *self.any_arm]
+        return [name for name in named if name is not None]
+
+    def bounds(self):
+        """(low, high), infinite where open."""
+        if self.between is not None:
+            return self.between
+        low = -math.inf if self.above is None else self.above
+        high = math.inf if self.below is None else self.below
+        return low, high
+
+    def judge(self, run):
+        """("holds", "fails" or "open", what was measured in words)."""
+        if not self.any_arm:
+            return self.judge_arm(run, self.arm)
+        outcomes = []
+        texts = []
+        for arm in self.any_arm:
+            outcome, text = self.judge_arm(run, arm)
+            outcomes.append(outcome)
+            texts.append(f"{arm}: {text}")
+        if "holds" in outcomes:
+            return "holds", "; ".join(texts)
+        return ("fails" if set(outcomes) == {"fails"} else "open"), "; ".join(texts)
+
+    def judge_arm(self, run, arm):
+        values = run.across[self.metric] if arm is None else run.values(arm, self.metric)
+        values = np.asarray(values, dtype=np.float64)
+        other = self.minus or self.over
+        base = None if other is None else np.asarray(run.values(other, self.metric))
+        if self.unless is not None:
+            kept = np.asarray(run.values(arm, self.unless)) == 0
+            if other is not None:
+                kept &= np.asarray(run.values(other, self.unless)) == 0
+            values = values[kept]
+            base = None if base is None else base[kept]
+        if self.equals is not None:
+            return self.judge_exactly(values if base is None else values - base)
+        found = self.interval(values, base)
+        return self.outcome(found), self.describe(found)
+
+    def judge_exactly(self, values):
+        if len(values) == 0:
+            return "open", f"{self.metric}: no seed left"
+        distinct = sorted(set(values.tolist()))
+        text = f"{self.metric} {', '.join(brief(x) for x in distinct)}"
+        right = np.allclose(values, self.equals, rtol=1e-9, atol=1e-9)
+        return ("holds" if right else "fails"), text
+
+    def interval(self, values, base):
+        if self.rate and base is not None:
+            return rate_difference_interval(values, base)
+        if self.rate:
+            return rate_interval(values)
+        if self.over is not None:
+            return ratio_interval(values, base)
+        return mean_interval(values if base is None else values - base)
+
+    def outcome(self, found):
+        low, high = self.bounds()
+        if math.isnan(found.estimate):
+            return "open"
+        if low < found.low and found.high < high:
+            return "holds"
+        if found.high <= low or found.low >= high:
+            return "fails"
+        return "open"
+
+    def describe(self, found):
+        kind = ""
+        if self.minus is not None:
+            kind = " difference"
+        elif self.over is not None:
+            kind = " ratio"
+        text = f"{self.metric}{kind} {brief(found.estimate)}"
+        if not math.isfinite(found.high - found.low):
+            return text
+        if kind or self.rate:
+            return f"{text} [{brief(found.low)}, {brief(found.high)}]"
+        return f"{text} ± {(found.high - found.low) / 2:.2g}"
+
+
+class Claim:
+    """A whole sentence, its source (a section of the notebook, or OURS), and its checks.
+
+    It holds if every check does, fails if one does, and is open otherwise.
+    """
+
+    def __init__(self, text, source, *checks):
+        self.text = text
+        self.source = source
+        self.checks = checks
+
+    def arms(self):
+        """Names of all arms that its checks read."""
+        return [name for check in self.checks for name in check.arms()]
+
+    def can_be_judged(self, run):
+        """Whether the run has every arm; a metric across arms needs all of the experiment's."""
+        if any(not check.arms() for check in self.checks) and not run.is_whole:
+            return False
+        return all(run.has(name) for name in self.arms())
+
+    def judge(self, run):
+        """(verdict, what was measured in words)."""
+        judged = [check.judge(run) for check in self.checks]
+        outcomes = [outcome for outcome, _ in judged]
+        outcome = "holds"
+        for worse in ("open", "fails"):
+            if worse in outcomes:
+                outcome = worse
+        verdict = VERDICTS[outcome][self.source == OURS]
+        return verdict, "; ".join(text for _, text in judged)
+
+
+# %% 11 Arguments
+
+MOST_TRIALS = 5000
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line, not a page."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def expects(expected):
+    """Decorator: a ValueError of a type function becomes "'x' is not `expected`"."""
+
+    def decorate(read):
+        @functools.wraps(read)
+        def checked(text):
+            try:
+                return read(text)
+            except ValueError:
+                raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
+
+        return checked
+
+    return decorate
+
+
+def integer(low, high=10**9):
+    """argparse type: an integer from low to high."""
+
+    @expects(f"an integer from {low:,} to {high:,}")
+    def read(text):
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    return read
+
+
+positive_int = integer(1)
+layer_width = integer(1, 8192)  # wider ones do not fit into memory
+
+
+@expects("a number")
+def any_number(text):
+    """argparse type: any float, infinite ones too."""
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError
+    return value
+
+
+@expects("a number > 0")
+def positive_float(text):
+    """argparse type: a finite float > 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+@expects("integers >= 0 joined by commas, ascending")
+def int_tuple(text):
+    """argparse type: "0,1,2" -> (0, 1, 2)."""
+    values = tuple(int(word) for word in text.split(","))
+    if min(values) < 0 or list(values) != sorted(set(values)):
+        raise ValueError
+    return values
+
+
+def path_type(text):
+    """argparse type: a path; ~ is the home folder."""
+    return Path(os.path.expanduser(text))
+
+
+class InputFile(str):
+    """A file that enters a trial: its sha256, so that it is known by its content; `path`."""
+
+    path: str
+
+
+def input_file(text):
+    """argparse type: an InputFile."""
+    path = path_type(text)
+    if not path.is_file():  # a pipe can be read only once, and every process has to read it
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular file; save it to one first")
+    try:
+        found = InputFile(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error.strerror}") from None
+    found.path = str(path.resolve())
+    return found
+
+
+def make_parser(doc, seeds):
+    """A parser with the flags that all experiments share; `seeds` are the entry of record's.
+
+    A script adds its hyperparameters: nargs="+" and a list with one value as default.
+    """
+    parser = Parser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    common = parser.add_argument_group("common to all experiments")
+    common.add_argument("--arms", nargs="+", metavar="NAME", help="run only these rows")
+    common.add_argument("--seeds", type=integer(1, 1000), default=seeds, help="number of seeds")
+    common.add_argument("--first-seed", type=integer(0), default=0, help="the first of them")
+    common.add_argument("--jobs", type=integer(1), help="processes (default: one per core)")
+    common.add_argument("--threads", type=integer(1), default=1, help="threads per process")
+    common.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    common.add_argument("--smoke", action="store_true", help="tiny sizes, nothing is written")
+    common.add_argument("--fresh", action="store_true", help="run finished trials again")
+    common.add_argument("--no-log", action="store_true", help="no entry, no figures")
+    common.add_argument("--note", help="conclusion of the entry")
+    common.add_argument("--logbook", type=path_type, default=REPOSITORY / "logbook.md")
+    common.add_argument("--plots", type=path_type, default=REPOSITORY / "plots")
+    common.add_argument("--runs", type=path_type, default=REPOSITORY / "runs")
+    parser.common_flags = set(vars(parser.parse_args([])))
+    return parser
+
+
+def parse(parser, argv):
+    """(options, the hyperparameters' base settings, {hyperparameter: values given})."""
+    for word in argv:
+        if any("\udc80" <= letter <= "\udcff" for letter in word):
+            parser.error(f"argument {word!a} is not valid UTF-8; write it in UTF-8")
+    defaults = vars(parser.parse_args([]))
+    base = {key: value[0] for key, value in defaults.items() if key not in parser.common_flags}
+    # argparse takes -1e2 for a flag, but not if it begins with a space
+    negative = re.compile(r"-(\d|\.\d|inf$)")
+    words = [f" {word}" if negative.match(word) else word for word in argv]
+    options = parser.parse_args(words, argparse.Namespace(**dict.fromkeys(base)))
+    given = {key: getattr(options, key) for key in base if getattr(options, key) is not None}
+    return options, base, given
+
+
+def flag_name(key):
+    """learning_rate -> --learning-rate."""
+    return "--" + key.replace("_", "-")
+
+
+def show_setting(value):
+    """A setting as one would type it."""
+    if isinstance(value, tuple):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def grid(**values):
+    """A table of arms: every combination, {"a 1, b 2": {"a": 1, "b": 2}, ...}."""
+    table = {}
+    for combination in itertools.product(*values.values()):
+        row = dict(zip(values, combination, strict=True))
+        name = ", ".join(f"{key.replace('_', ' ')} {show_setting(row[key])}" for key in row)
+        table[name] = row
+    return table
+
+
+def combinations(row, given):
+    """Every combination of the values given that does not contradict the row's settings."""
+    choices = []
+    for key, values in given.items():
+        kept = [value for value in values if key not in row or value == row[key]]
+        choices.append(list(dict.fromkeys(kept)))
+    return [dict(zip(given, chosen, strict=True)) for chosen in itertools.product(*choices)]
+
+
+def settings_key(settings):
+    """Settings as a text that is equal for equal settings."""
+    return json.dumps(settings, sort_keys=True)
+
+
+def choose_arms(arms, ablations, base, given, options):
+    """{arm: all its settings} of a run with the values `given` by flags, and --arms.
+
+    Without either it is all of both tables. A given flag replaces that setting in every row of
+    ARMS; a row that sets it to something else is dropped; several values make a grid. Rows that
+    become equal merge; one that equals a row of a table has its name. Raises UsageError.
+    """
+    table = arms | ablations
+    if options.arms is not None:
+        unknown = [name for name in options.arms if name not in table]
+        if unknown:
+            known = "; ".join(table)
+            raise UsageError(f"--arms {unknown[0]!r}: there is no such arm; choose from: {known}")
+        rows = {name: table[name] for name in options.arms}
+    else:
+        rows = arms if given else table
+    flags = ", ".join(flag_name(key) for key in given)
+    size = len(rows) * math.prod(len(values) for values in given.values()) * options.seeds
+    if size > MOST_TRIALS:
+        raise UsageError(f"{flags or '--seeds'}: {size:,} trials; give fewer values or seeds")
+
+    chosen = {}
+    known = {settings_key(base | row): name for name, row in table.items()}
+    seen = set()
+    for row_name, row in rows.items():
+        for overrides in combinations(row, given):
+            settings = base | row | overrides
+            key = settings_key(settings)
+            if key in seen:
+                continue
+            seen.add(key)
+            varying = [k for k in overrides if len(given[k]) > 1 and k not in row]
+            words = [f"{k.replace('_', ' ')} {show_setting(settings[k])}" for k in varying]
+            chosen[known.get(key, ", ".join([row_name, *words]))] = settings
+    if not chosen:
+        raise UsageError(f"{flags}: every arm sets this otherwise; choose rows with --arms")
+    return chosen
+
+
+# %% 12 Reach
+
+
+def short_hash(text, digits=8):
+    """The first hex digits of a text's sha256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+class Module(NamedTuple):
+    """A file of this repository, parsed.
+
+    definitions  {name: statements that define or change it}
+    imports      {name here: (file, name there, or None for the file itself)}
+    """
+
+    definitions: dict
+    imports: dict
+
+
+def repository_imports(statement, folder):
+    """{name: (file, name there or None)} of an import of this repository's files."""
+    found = {}
+    for alias in statement.names:
+        if isinstance(statement, ast.Import):
+            path = folder / f"{alias.name}.py"
+            target = (path, None)
+        else:
+            path = folder / f"{statement.module}.py"
+            target = (path, alias.name)
+        if path.exists():
+            found[alias.asname or alias.name] = target
+    return found
+
+
+def bound_names(statement):
+    """Names that a top-level statement defines, or may change."""
+    if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Assign):
+        targets = list(statement.targets)
+    elif isinstance(statement, ast.AnnAssign | ast.AugAssign):
+        targets = [statement.target]
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        targets = [statement.value.func]  # such as TABLE.update(...)
+    else:
+        targets = []
+    names = []
+    while targets:
+        target = targets.pop()
+        if isinstance(target, ast.Tuple | ast.List):
+            targets.extend(target.elts)
+        elif isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
+            targets.append(target.value)
+        elif isinstance(target, ast.Name):
+            names.append(target.id)
+    return names
+
+
+@functools.cache
+def read_module(path):
+    """The Module in the file at `path`."""
+    definitions = {}
+    imports = {}
+    waiting = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while waiting:
+        statement = waiting.pop(0)
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            imports.update(repository_imports(statement, path.parent))
+        elif isinstance(statement, ast.If | ast.Try | ast.With | ast.ExceptHandler):
+            waiting = list(ast.iter_child_nodes(statement)) + waiting
+        elif isinstance(statement, ast.stmt):
+            for name in bound_names(statement):
+                definitions.setdefault(name, []).append(statement)
+    return Module(definitions, imports)
+
+
+def referenced(statement, path, module):
+    """[(file, name)] that a statement mentions."""
+    found = []
+    for part in ast.walk(statement):
+        if isinstance(part, ast.Name):
+            target = module.imports.get(part.id, (path, part.id))
+            if target[1] is not None:
+                found.append(target)
+        elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+            target = module.imports.get(part.value.id)
+            if target is not None and target[1] is None:
+                found.append((target[0], part.attr))
+    return found
+
+
+def source_without_docstrings(statement):
+    """The statement, written anew from its syntax tree."""
+    statement = ast.parse(ast.unparse(statement))  # a copy
+    for part in ast.walk(statement):
+        if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
+            part.body = part.body[1:] or [ast.Pass()]
+    return ast.unparse(statement)
+
+
+def reachable_code(script, name="trial"):
+    """{"file:name": source} of every definition that `name` of the script can reach.
+
+    Names are followed through the files of this repository; docstrings and comments do not
+    count. What cannot be seen this way is forbidden in code that decides: registries filled by
+    decorators, patches from outside, eval, getattr on modules, imports inside functions.
+    """
+    found = {}
+    waiting = [(Path(script), name)]
+    while waiting:
+        path, name = waiting.pop()
+        module = read_module(path)
+        label = f"{path.name}:{name}"
+        if name in module.imports:
+            waiting.append(module.imports[name])
+        elif name in module.definitions and label not in found:
+            statements = module.definitions[name]
+            found[label] = "\n".join(source_without_docstrings(one) for one in statements)
+            for statement in statements:
+                waiting.extend(referenced(statement, path, module))
+    return found
+
+
+def code_hash(script):
+    """Eight hex digits of the code that the script's trial can reach."""
+    return short_hash(json.dumps(reachable_code(script), sort_keys=True))
+
+
+# %% 13 Records
+
+
+def print_to(file, text):
+    if file is None:
+        return
+    with contextlib.suppress(AttributeError, ValueError):
+        file.reconfigure(errors="replace")
+    try:
+        print(text, file=file, flush=True)
+    except OSError:  # from here on into the void, so that Python's own flush cannot fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    except ValueError:  # closed
+        pass
+
+
+def say(text):
+    """Print; a reader that has gone, a full disk or a missing letter is no failure."""
+    print_to(sys.stdout, text)
+
+
+def say_error(text):
+    """The same on stderr."""
+    print_to(sys.stderr, text)
+
+
+CHECKPOINT_SECONDS = 60.0
+
+
+def write_file(path, content):
+    """Replace a file by these bytes wholly or not at all; a link stays one, mode and group stay.
+
+    Raises OSError that names the file; no debris is left.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            kept = path.stat()
+            os.chmod(temporary, kept.st_mode & 0o7777)
+            with contextlib.suppress(OSError):  # only a member of the group may
+                os.chown(temporary, -1, kept.st_gid)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every network share can
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+class Checkpoint:
+    """The state of a trial in progress: tensors, numbers, texts, in lists and dicts."""
+
+    def __init__(self, path):
+        self.path = path
+        self.saved = time.monotonic()
+
+    def is_due(self):
+        """Whether the last one is a minute old."""
+        return time.monotonic() - self.saved > CHECKPOINT_SECONDS
+
+    def save(self, state):
+        """Replace the state."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_file(self.path, buffer.getvalue())
+        self.saved = time.monotonic()
+
+    def load(self):
+        """The state, or None if there is none. A damaged one is reported and not used."""
+        if not self.path.exists():
+            return None
+        try:
+            return torch.load(self.path, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a cut or hostile file
+            say_error(f"{self.path}: a damaged checkpoint ({type(error).__name__}), not used")
+            return None
+
+    def remove(self):
+        """Forget the state of a finished trial."""
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class Job:
+    """Where a trial runs: a torch.device, its threads, and a Checkpoint."""
+
+    device: torch.device
+    threads: int
+    checkpoint: Checkpoint
+
+
+def write_record(path, result, meta):
+    """Keep a finished trial: numbers, arrays and texts as npz, without pickle."""
+    arrays = {}
+    for name, value in result.items():
+        arrays[name] = np.asarray(value)
+        if arrays[name].dtype == object:
+            raise TypeError(f"trial: {name!r} is neither a number nor an array nor a text")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{"": np.array(json.dumps(meta))}, **arrays)
+    write_file(path, buffer.getvalue())
+
+
+def read_record(path):
+    """(result, meta) of a finished trial; None if it is missing or damaged, which is reported."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(str(arrays.pop("")))
+        if meta["key"] != path.stem:
+            raise ValueError("it belongs to another trial")
+        result = {name: x.item() if x.ndim == 0 else x for name, x in arrays.items()}
+        return result, meta
+    except Exception as error:  # numpy and zipfile raise many kinds for a cut or hostile file
+        say_error(f"{path}: a damaged record ({type(error).__name__}), computed again")
+        return None
+
+
+# %% 14 Runner
+
+GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GROUP_SECONDS = 30.0  # how long the processes of a group may take to meet
+SILENCE_SECONDS = 60.0  # after which a process of a group counts as lost
+
+
+class LostProcessError(Exception):
+    """Another process of this run has ended, or a trial has failed in it."""
+
+
+class Unit(NamedTuple):
+    """What one process computes in one go: an arm with one seed, or with a stack of seeds."""
+
+    arm: str
+    settings: dict
+    seeds: list
+    paths: list
+
+
+class Task(NamedTuple):
+    """What a process needs to run units of a trial function."""
+
+    trial: object
+    stacked: bool
+    device: str
+    threads: int
+
+
+def leave_with_parent():
+    """End this worker when the main process has ended, however that happened."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def processor():
+    """The processor's name, or the architecture where the system does not say."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if found:
+            return found[1].strip()
+    return os.uname().machine
+
+
+def run_unit(task, unit):
+    """Run a unit and keep its records; returns (results, CPU seconds per seed)."""
+    torch.set_num_threads(task.threads)
+    checkpoint = Checkpoint(unit.paths[0].with_suffix(".checkpoint"))
+    job = Job(torch.device(task.device), task.threads, checkpoint)
+    config = argparse.Namespace(**unit.settings)
+    started = time.process_time()
+    try:
+        if task.stacked:
+            results = task.trial(config, unit.seeds, job)
+        else:
+            results = [task.trial(config, unit.seeds[0], job)]
+    except (MemoryError, RuntimeError) as error:
+        lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not lacking and "allocate memory" not in str(error):
+            raise
+        raise UsageError(f"{unit.arm}: not enough memory; give smaller sizes") from None
+    seconds = (time.process_time() - started) / len(unit.seeds)
+    for seed, path, result in zip(unit.seeds, unit.paths, results, strict=True):
+        meta = {"key": path.stem, "settings": unit.settings, "seed": seed, "seconds": seconds}
+        write_record(path, result, meta | {"torch": torch.__version__, "processor": processor()})
+    checkpoint.remove()
+    return results, seconds
+
+
+def cores():
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def show_warnings_only():
+    """Under -W error a library's warning would end a run."""
+    if sys.warnoptions:
+        warnings.simplefilter("default")
+
+
+def start_worker():
+    """Runs first in every worker of a pool."""
+    show_warnings_only()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def run_in_pool(task, units, jobs, report):
+    """Run units in `jobs` spawned processes. Raises what a trial raised, or LostProcessError."""
+    pool = concurrent.futures.ProcessPoolExecutor(
+        min(jobs, len(units)), multiprocessing.get_context("spawn"), start_worker
+    )
+    # workers inherit that Ctrl-C is blocked: it is for the main process alone
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        futures = {pool.submit(run_unit, task, unit): unit for unit in units}
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        for future in concurrent.futures.as_completed(futures):
+            report(futures[future], *future.result())
+    except concurrent.futures.process.BrokenProcessPool:
+        raise LostProcessError("a worker process was killed, or ran out of memory") from None
+    pool.shutdown()
+
+
+def unit_results(unit):
+    """[(result, meta)] of a finished unit, one per seed; None if a record is missing."""
+    records = [read_record(path) for path in unit.paths]
+    return None if None in records else records
+
+
+class Group:
+    """The processes that torchrun started: they share units through its store.
+
+    No shared disk is needed: the records go through the store to rank 0.
+    """
+
+    def __init__(self, store, rank, world):
+        self.store = store
+        self.rank = rank
+        self.world = world
+        if rank > 0:
+            threading.Thread(target=self.show_life, daemon=True).start()
+
+    def show_life(self):
+        with contextlib.suppress(RuntimeError):  # the store has ended with rank 0
+            while True:
+                self.store.add(f"alive/{self.rank}", 1)
+                time.sleep(SILENCE_SECONDS / 12)
+
+    def run(self, task, units, report):
+        """Run all units; rank 0 then holds every record."""
+        try:
+            self.share(task, units, report)
+        except RuntimeError as error:
+            if "store" not in str(error).lower() and "socket" not in str(error).lower():
+                raise
+            raise LostProcessError("another process of the group has ended") from None
+
+    def share(self, task, units, report):
+        held = [unit_results(unit) is not None for unit in units]
+        self.store.set(f"held/{self.rank}", json.dumps(held))
+        of_rank = [json.loads(self.store.get(f"held/{rank}")) for rank in range(self.world)]
+        for i in range(len(units)):
+            holders = [rank for rank in range(self.world) if of_rank[rank][i]]
+            if holders and holders[0] == self.rank:
+                self.send(i, units[i])
+        number = self.store.add("next", 1) - 1
+        while number < len(units):
+            if not any(one[number] for one in of_rank):
+                outcome = run_unit(task, units[number])
+                self.send(number, units[number])
+                held[number] = True
+                report(units[number], *outcome)
+            number = self.store.add("next", 1) - 1
+        if self.rank == 0:
+            for i, unit in enumerate(units):
+                if not held[i]:
+                    report(unit, *self.receive(i, unit))
+            self.store.set("complete", b"")
+        while not self.store.check(["complete"]):  # and show life meanwhile
+            time.sleep(0.2)
+        self.store.add("left", 1)
+        while self.rank == 0 and self.store.add("left", 0) < self.world:
+            time.sleep(0.05)
+
+    def send(self, i, unit):
+        if self.rank > 0:
+            for part, path in enumerate(unit.paths):
+                self.store.set(f"record/{i}/{part}", path.read_bytes())
+            self.store.set(f"record/{i}", b"complete")
+
+    def receive(self, i, unit):
+        seen = {}
+        changed = time.monotonic()
+        while not self.store.check([f"record/{i}"]):
+            now = {rank: self.store.add(f"alive/{rank}", 0) for rank in range(1, self.world)}
+            if all(now[rank] != seen.get(rank) for rank in now):
+                seen = now
+                changed = time.monotonic()
+            if time.monotonic() - changed > SILENCE_SECONDS:
+                raise LostProcessError("another process of the group has ended")
+            time.sleep(0.2)
+        for part, path in enumerate(unit.paths):
+            write_file(path, self.store.get(f"record/{i}/{part}"))
+        records = unit_results(unit)
+        return [result for result, _ in records], records[0][1]["seconds"]
+
+
+def join_group(identity):
+    """The Group that the environment names, or None if it names none. Raises UsageError if one
+    is named, by torchrun or by what a launcher left behind, that cannot be formed."""
+    found = {name: os.environ.get(name) for name in GROUP_VARIABLES}
+    if found["RANK"] is None and found["WORLD_SIZE"] is None:
+        return None
+    fix = f"start with torchrun, or unset {', '.join(GROUP_VARIABLES)}"
+    try:
+        rank = int(found["RANK"])
+        world = int(found["WORLD_SIZE"])
+        usable = 0 <= rank < world and found["MASTER_ADDR"] and int(found["MASTER_PORT"]) > 0
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        settings = " ".join(f"{name}={value or ''}" for name, value in found.items())
+        raise UsageError(f"{settings}: this names no group of processes; {fix}")
+
+    import torch.distributed as dist
+
+    patience = datetime.timedelta(seconds=GROUP_SECONDS)
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=patience))
+        store = dist.PrefixStore(f"gatebook/{identity}", store)
+        store.add("joined", 1)
+        started = time.monotonic()
+        while store.add("joined", 0) < world:
+            if time.monotonic() - started > GROUP_SECONDS:
+                raise RuntimeError("too few have joined")
+            time.sleep(0.05)
+    except (RuntimeError, ValueError, OSError):
+        raise UsageError(
+            f"RANK={rank} WORLD_SIZE={world}: no group of {world} processes with this command "
+            f"met within {GROUP_SECONDS:.0f} s; {fix}"
+        ) from None
+    return Group(store, rank, world)
+
+
+def list_units(arms, seeds, folder, key, seeds_per_batch):
+    """The Units of a run, arm by arm."""
+    units = []
+    for arm, settings in arms.items():
+        for start in range(0, len(seeds), seeds_per_batch):
+            batch = seeds[start : start + seeds_per_batch]
+            paths = []
+            for seed in batch:
+                text = json.dumps([settings, seed, key], sort_keys=True)
+                paths.append(folder / f"{short_hash(text, 16)}.npz")
+            units.append(Unit(arm, settings, batch, paths))
+    return units
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one line per finished unit, so that a job's log shows life."""
+
+    def __init__(self, total, done, metric):
+        from tqdm import tqdm
+
+        self.total = total
+        self.done = done
+        self.metric = metric
+        terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=done, unit="trial") if terminal else None
+
+    def report(self, unit, results, seconds):
+        self.done += len(unit.seeds)
+        value = np.mean([result[self.metric] for result in results])
+        if self.bar is not None:
+            self.bar.update(len(unit.seeds))
+            self.bar.set_postfix_str(f"{unit.arm}: {self.metric} {brief(value)}")
+            return
+        seeds = ", ".join(str(seed) for seed in unit.seeds)
+        say_error(
+            f"{self.done}/{self.total} {unit.arm}, seed {seeds}: "
+            f"{self.metric} {brief(value)} ({seconds:.1f} CPU s)"
+        )
+
+
+class Run:
+    """The finished trials of a run.
+
+    arms          {name: all its settings}, the first is the baseline
+    seeds         list
+    across        {metric across arms: array [S]}, only if the run is whole
+    is_whole      it has every arm of both tables
+    is_of_record  it is whole, with the script's own seeds and no flag
+    """
+
+    def __init__(self, arms, seeds, results, tables, cpu_seconds):
+        self.arms = arms
+        self.seeds = seeds
+        self.all_results = results
+        self.cpu_seconds = cpu_seconds
+        self.name_of = {settings_key(settings): name for name, settings in arms.items()}
+        self.tables = tables
+        self.across = {}
+        self.is_whole = all(self.has(name) for name in tables)
+        self.is_of_record = False
+
+    def find(self, arm):
+        """The name in this run of the arm whose settings the tables give; None without it."""
+        if arm in self.tables:
+            return self.name_of.get(settings_key(self.tables[arm]))
+        if arm in self.arms:
+            return arm
+        raise KeyError(f"there is no arm {arm!r}")
+
+    def has(self, arm):
+        """Whether the run has an arm with the settings of this one."""
+        return self.find(arm) is not None
+
+    def shows(self, arm):
+        """Whether the run has an arm of this name, with these settings or as flags changed them."""
+        return arm in self.arms or self.has(arm)
+
+    def results(self, arm):
+        """What the trial returned for an arm: a list, one dict per seed.
+
+        An arm of the run goes by its name there, another by the settings of its row.
+        """
+        return self.all_results[arm if arm in self.arms else self.find(arm)]
+
+    def values(self, arm, metric):
+        """A metric of an arm: [S], or [S, ...] for curves of equal length."""
+        return np.array([result[metric] for result in self.results(arm)])
+
+
+# %% 15 Figures
+
+COLOURS = {"gating": "#0072B2", "softmax attention": "#D55E00", "GIN": "#009E73"}
+MORE_COLOURS = (
+    "#E69F00", "#882255", "#56B4E9", "#8C564B", "#332288", "#44AA99", "#CC79A7", "#999999",
+    "#117733", "#AA4499",
+)  # fmt: skip
+
+
+def arm_colour(run, arm):
+    """The arm's colour: the same in all figures of the experiment."""
+    if arm in COLOURS:
+        return COLOURS[arm]
+    names = list(run.tables) if arm in run.tables else list(run.arms)
+    others = [name for name in names if name not in COLOURS]
+    return MORE_COLOURS[others.index(arm) % len(MORE_COLOURS)]
+
+
+@functools.cache
+def set_house_style():
+    """Start from matplotlib's own defaults, whatever the user's settings are."""
+    os.environ["MPLBACKEND"] = "Agg"
+    import matplotlib
+
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(
+        {
+            "figure.dpi": 130,
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.formatter.min_exponent": 4,
+            "legend.frameon": False,
+        }
+    )
+
+
+def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **subplots):
+    """(figure, its axes [rows, columns]) in the house style.
+
+    title  the finding, a sentence; it is drawn for the entry of record only
+    shows  what the figure shows, in words that hold for any run
+    """
+    set_house_style()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **subplots)
+    text = title if run.is_of_record else shows
+    figure.suptitle(textwrap.fill(text, int(10.5 * width)), fontsize=12)
+    figure.set_label(f"{shows}: {title[0].lower()}{title[1:]}" if run.is_of_record else shows)
+    return figure, axes
+
+
+def draw_curves(
+    run,
+    metric,
+    title,
+    shows,
+    y,
+    x="epoch",
+    panels=None,
+    seeds=None,
+    mean=True,
+    levels=None,
+    log=False,
+    height=3.6,
+):
+    """Curves [T] of a metric: every seed a thin line, the mean a thick one.
+
+    panels  {panel's title: [arms]} (default: one with all arms of the run)
+    seeds   how many seeds to draw; mean: whether to draw the mean of all
+    levels  {label: number} drawn as dashed lines: the notebook's numbers, thresholds
+    Arms that the run lacks are left out; None if nothing is left.
+    """
+    panels = {"": list(run.arms)} if panels is None else panels
+    present = {name: [arm for arm in arms if run.shows(arm)] for name, arms in panels.items()}
+    present = {name: arms for name, arms in present.items() if arms}
+    if not present:
+        return None
+    figure, axes = new_figure(
+        run, title, shows, 1, len(present), 4.2 * max(len(present), 2), height, sharey=True
+    )
+    for axis, (panel, arms) in zip(axes[0], present.items(), strict=True):
+        for arm in arms:
+            curves = run.values(arm, metric)
+            colour = arm_colour(run, arm)
+            drawn = curves if seeds is None else curves[:seeds]
+            label = None if mean else arm
+            for curve in drawn:
+                axis.plot(curve, color=colour, linewidth=0.8, alpha=0.6, label=label)
+                label = None
+            if mean:
+                axis.plot(curves.mean(0), color=colour, linewidth=2, label=arm)
+        for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
+            axis.axhline(value, color="black", linestyle=style, linewidth=1, label=name)
+        axis.set(title=panel, xlabel=x)
+        if log:
+            axis.set_yscale("log")
+        axis.legend(fontsize=9)
+    axes[0, 0].set_ylabel(y)
+    return figure
+
+
+def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="linear"):
+    """A metric of many arms, sorted: every seed a dot, the mean a bar; arms default to all.
+
+    levels  {label: number}: the notebook's number dashed, the rule's threshold dotted
+    scale   "linear", "log" or "symlog"
+    """
+    arms = list(run.arms) if arms is None else [arm for arm in arms if run.shows(arm)]
+    if not arms:
+        return None
+    arms = sorted(arms, key=lambda arm: run.values(arm, metric).mean())
+    figure, axes = new_figure(run, title, shows, width=8.0, height=0.3 * len(arms) + 1.6)
+    axis = axes[0, 0]
+    for row, arm in enumerate(arms):
+        values = run.values(arm, metric)
+        axis.plot(values, [row] * len(values), "o", color="#0072B2", alpha=0.5, markersize=5)
+        axis.plot(values.mean(), row, "|", color="black", markersize=16, markeredgewidth=2.5)
+    for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
+        axis.axvline(value, color="black", linestyle=style, linewidth=1, label=name)
+    if levels:
+        axis.legend(fontsize=9)
+    axis.set(xlabel=x, yticks=range(len(arms)), yticklabels=arms, xscale=scale)
+    axis.invert_yaxis()
+    return figure
+
+
+def figure_bytes(figure):
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+# %% 16 Logbook
+
+NOTEBOOKS = {  # their sections in order
+    "graph notebook": (
+        "opening", "content attention", "next actions", "6/3", "8.3", "9.3", "10.3", "13/3",
+        "14.3", "15.3", "24.3", "11/4", "12/4", "13/4",
+    ),
+    "attention notebook": ("speed", "bugs", "ablations", "later"),
+    "logic journal": (
+        "simple version", "trainable gates", "fixed sparse weights", "predictions",
+        "relu but gate", "learning rate", "lesser gate", "48 x 20", "48 x 48", "blow-up",
+        "regulariser",
+    ),
+    "question-answering notebook": ("clean-up", "visualisations", "structuring", "pretraining"),
+}  # fmt: skip
+MARKERS = (
+    "<!-- index -->", "<!-- /index -->", "<!-- entries -->", "<!-- other runs -->",
+    "<!-- appendix -->", "<!-- /appendix -->",
+)  # fmt: skip
+CLAIM_COLUMNS = ["notebook", "source", "claim", "verdict", "measured"]
+EMPTY_LOGBOOK = "# Logbook\n\n" + "\n".join(MARKERS) + "\n"
+ENTRY = re.compile(
+    r'<!-- entry (?P<id>[\w-]+) --><a id="(?P=id)"></a>\n(?P<words>.*?)'
+    r"<!-- results (?P=id): code (?P<code>\w+), numbers (?P<numbers>\w+)"
+    r"(?:, words (?P<before>\w+))? -->\n(?P<results>.*?)<!-- /results -->\n",
+    re.DOTALL,
+)
+
+
+def plain(text):
+    """Text as one line that cannot end a table cell, open a comment or a heading."""
+    text = " ".join(str(text).split())
+    return text.replace("|", "&#124;").replace("<", "&lt;")
+
+
+def read_doc(script):
+    """{"Question": ..., "Notebook": ..., "Setup": ..., ...} of a script's docstring."""
+    doc = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
+    lines = doc.splitlines()
+    parts = {"Question": lines[0]}
+    name = None
+    for line in lines[1:]:
+        if line and not line.startswith(" "):
+            name, _, line = line.partition(" ")
+            parts[name] = ""
+        if name is not None:
+            parts[name] = f"{parts[name]} {line.strip()}".strip()
+    return parts
+
+
+def find_entries(text):
+    """Matches of ENTRY, in order."""
+    return list(ENTRY.finditer(text))
+
+
+def read_logbook(path):
+    """The log as text, an empty one if there is none. Raises UsageError if it is damaged."""
+    if not path.exists():
+        return EMPTY_LOGBOOK
+    try:
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except OSError as error:
+        raise UsageError(f"--logbook {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"--logbook {path}: not UTF-8; name another file") from None
+    if re.search(r"^(<<<<<<<|>>>>>>>) ", text, re.MULTILINE):
+        raise UsageError(f"--logbook {path}: it has merge markers; resolve the merge first")
+    places = [text.find(f"{marker}\n") for marker in MARKERS]
+    once = all(text.count(marker) == 1 for marker in MARKERS)
+    whole = text.count("<!-- entry ") == text.count("<!-- /results -->") == len(find_entries(text))
+    if -1 in places or places != sorted(places) or not once or not whole:
+        raise UsageError(f"--logbook {path}: its markers are damaged; restore it, or name another")
+    return text
+
+
+def results_table(run, columns, rows):
+    """Mean ± half the 95% interval of each column's metric, one row per arm."""
+    lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for arm in rows:
+        cells = []
+        for metric in columns:
+            found = mean_interval(run.values(arm, metric))
+            half = (found.high - found.low) / 2
+            shown = brief(found.estimate)
+            cells.append(f"{shown} ± {half:.2g}" if 0 < half < math.inf else shown)
+        lines.append(f"| {plain(arm)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def claims_table(head, judged):
+    """Claims with verdict and measurement; judged: [(claim, verdict, measured)]."""
+    lines = [f"| {head} | verdict | measured |", "|---|---|---|"]
+    for claim, verdict, measured in judged:
+        source = "" if claim.source == OURS else f" ({claim.source})"
+        lines.append(f"| {plain(claim.text + source)} | {verdict} | {plain(measured)} |")
+    return "\n".join(lines)
+
+
+def conclude(judged):
+    """One sentence per kind of claim, made of the verdicts; few claims are all named."""
+    sentences = []
+    for ours, whose in ((False, "statements of the notebook"), (True, "claims of ours")):
+        by_verdict = {}
+        for claim, verdict, _ in judged:
+            if (claim.source == OURS) == ours:
+                by_verdict.setdefault(verdict, []).append(claim.text.rstrip("."))
+        parts = []
+        for verdict, texts in by_verdict.items():
+            expected = verdict in VERDICTS["holds"]
+            named = f" ({'; '.join(texts)})" if len(judged) <= 8 or not expected else ""
+            parts.append(f"{len(texts)} {'is' if len(texts) == 1 else 'are'} {verdict}{named}")
+        if parts:
+            total = sum(len(texts) for texts in by_verdict.values())
+            sentences.append(f"Of {total} {whose} {', '.join(parts)}.")
+    return " ".join(sentences) or "No claim was judged."
+
+
+def missing_for(claims, run, given):
+    """What the flags or arms are that unjudged claims need, in words."""
+    flags = {}
+    arms = {}
+    for claim in claims:
+        for name in claim.arms() or run.tables:
+            settings = run.tables[name]
+            other = [key for key in given if settings[key] not in given[key]]
+            for key in other:
+                flags[f"{flag_name(key)} {show_setting(settings[key])}"] = None
+            if not other and not run.has(name):
+                arms[f"'{name}'"] = None
+    if flags:
+        return ", ".join(list(flags)[:6])
+    shown = ", ".join(list(arms)[:6])
+    return f"--arms {shown}{' ...' if len(arms) > 6 else ''}"
+
+
+def commit():
+    """The commit of this repository, marked if the code has changed since; "unknown" if git
+    does not say, or speaks of another repository."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *words],
+            capture_output=True, text=True, timeout=20, check=True, env=environment,
+        ).stdout.strip()  # fmt: skip
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != REPOSITORY:
+            return "unknown"
+        changed = git("status", "--porcelain", "--", "core.py", "exp_*.py")
+        return git("rev-parse", "--short=8", "HEAD") + (" with changes" if changed else "")
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def shown_command(script, argv):
+    """The command line without what does not decide a number."""
+    skipped = {"--note": 1, "--logbook": 1, "--plots": 1, "--runs": 1, "--jobs": 1, "--fresh": 0}
+    words = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if name not in skipped:
+            words.append(word)
+        elif skipped[name] and not value:
+            rest = rest[1:]
+    return plain(shlex.join(["python", script.name, *words])).replace("`", "'")
+
+
+def link(path, logbook):
+    """A Markdown link target from the logbook to a file, whatever letters its folders have."""
+    folder = os.path.dirname(os.path.realpath(logbook))
+    return urllib.parse.quote(os.path.relpath(os.path.realpath(path), folder))
+
+
+def linked_file(text, logbook):
+    """The file that a link of the logbook leads to."""
+    folder = os.path.dirname(os.path.realpath(logbook))
+    return Path(os.path.realpath(os.path.join(folder, urllib.parse.unquote(text))))
+
+
+def csv_bytes(rows):
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def arms_rows(run):
+    """Every arm, seed and number of a run, one row per trial."""
+    first = run.results(next(iter(run.arms)))[0]
+    metrics = [name for name, value in first.items() if isinstance(value, float | int)]
+    rows = [["arm", "seed", *metrics]]
+    for arm in run.arms:
+        for seed, result in zip(run.seeds, run.results(arm), strict=True):
+            rows.append([arm, seed, *(f"{float(result[name]):.6g}" for name in metrics)])
+    return rows
+
+
+def claims_rows(judged, notebook):
+    """Every judged claim with its verdict, one row per claim."""
+    rows = [CLAIM_COLUMNS]
+    for claim, verdict, measured in judged:
+        rows.append([notebook, claim.source, claim.text, verdict, measured])
+    return rows
+
+
+def appendix_table(notebook, found):
+    """Lines of one notebook's claims, in its order, ours last; found: [(row, entry)]."""
+    sections = [*NOTEBOOKS.get(notebook, ()), OURS]
+
+    def place_in_notebook(item):
+        first = item[0]["source"].split(",")[0].strip()
+        return sections.index(first) if first in sections else len(sections)
+
+    lines = [f"## {notebook[0].upper()}{notebook[1:]}", ""]
+    lines += ["| section | claim | verdict |", "|---|---|---|"]
+    for row, entry in sorted(found, key=place_in_notebook):
+        verdict = f"[{row['verdict']}](#{entry})"
+        lines.append(f"| {plain(row['source'])} | {plain(row['claim'])} | {verdict} |")
+    return [*lines, ""]
+
+
+def read_claims(results, logbook):
+    """Rows of the claims file that an entry links to; none if it is missing or damaged."""
+    found = re.search(r"\[all claims\]\(([^)]+)\)", results)
+    path = linked_file(found[1], logbook) if found else None
+    if path is None or not path.exists():
+        return []
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if any(None in row.values() or None in row or set(row) != set(CLAIM_COLUMNS) for row in rows):
+        say_error(f"{path}: a damaged table of claims, left out of the index")
+        return []
+    return rows
+
+
+def replace_between(text, start, end, content):
+    """The text with new content between two markers."""
+    before = text[: text.index(start) + len(start)]
+    after = text[text.index(end) :]
+    return f"{before}\n{content}\n{after}"
+
+
+def write_index(text, logbook):
+    """The log with index and appendix made anew from its entries and their CSV files."""
+    index = ["| entry | notebook | ours | date |", "|---|---|---|---|"]
+    claims = {notebook: [] for notebook in NOTEBOOKS}
+    records = text[: text.index(MARKERS[3])]
+    for entry in find_entries(records):
+        heading = re.search(r"^## (.+)$", entry["words"], re.MULTILINE)
+        title = f"[{heading[1] if heading else entry['id']}](#{entry['id']})"
+        date = re.search(r"\d{4}-\d\d-\d\d", entry["results"])
+        rows = read_claims(entry["results"], logbook)
+        counts = []
+        for ours in (False, True):
+            verdicts = [row["verdict"] for row in rows if (row["source"] == OURS) == ours]
+            found = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+            counts.append(", ".join(f"{n} {verdict}" for verdict, n in found.items()) or "–")
+        index.append(f"| {title} | {counts[0]} | {counts[1]} | {date[0] if date else ''} |")
+        for row in rows:
+            claims.setdefault(row["notebook"], []).append((row, entry["id"]))
+    appendix = ["# Appendix: every claim", ""]
+    for notebook, found in claims.items():
+        if found:
+            appendix += appendix_table(notebook, found)
+    text = replace_between(text, MARKERS[0], MARKERS[1], "\n".join(index))
+    return replace_between(text, MARKERS[4], MARKERS[5], "\n".join(appendix))
+
+
+class Entry(NamedTuple):
+    """What a run adds to the log: identity, words for the first time, results, hashes."""
+
+    id: str
+    of_record: bool
+    heading: str
+    conclusion: str
+    results: str
+    code: str
+    numbers: str
+
+
+def entry_text(entry, old, note):
+    """The entry with its markers; of an `old` one the words stay, but for an explicit note."""
+    if old is None:
+        words = f"## {entry.heading}\n\n**Conclusion.** {entry.conclusion}\n\n"
+        before = None
+    else:
+        words = old["words"]
+        if note is not None:
+            words = re.sub(
+                r"\*\*Conclusion\.\*\*.*?\n\n",
+                lambda _: f"**Conclusion.** {entry.conclusion}\n\n",
+                words,
+                count=1,
+                flags=re.DOTALL,
+            )
+        before = old["before"]
+        if old["numbers"] != entry.numbers:
+            before = short_hash(old["words"])
+        if before != short_hash(words):
+            before = None
+    marker = f"<!-- results {entry.id}: code {entry.code}, numbers {entry.numbers}"
+    marker += f", words {before} -->" if before else " -->"
+    head = f'<!-- entry {entry.id} --><a id="{entry.id}"></a>\n'
+    return f"{head}{words}{marker}\n{entry.results}\n<!-- /results -->\n"
+
+
+def update_logbook(logbook, entry, note=None):
+    """Add the entry, or replace its results and leave its words; returns the old results.
+
+    The folder is locked meanwhile, and the file replaced as a whole, so that neither a kill
+    nor other writers lose anything.
+    """
+    path = Path(os.path.realpath(logbook))
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        raw = path.read_bytes() if path.exists() else b""
+        text = read_logbook(path)
+        old = next((one for one in find_entries(text) if one["id"] == entry.id), None)
+        block = entry_text(entry, old, note)
+        if old is not None:
+            text = text[: old.start()] + block + text[old.end() :]
+        else:
+            where = text.index(MARKERS[3] if entry.of_record else MARKERS[4])
+            text = f"{text[:where]}{block}\n{text[where:]}"
+        content = write_index(text, path).encode()
+        if b"\r\n" in raw:
+            content = content.replace(b"\n", b"\r\n")
+        if raw.startswith(b"\xef\xbb\xbf"):
+            content = b"\xef\xbb\xbf" + content
+        write_file(path, content)
+        return old["results"] if old else ""
+    finally:
+        os.close(folder)
+
+
+def status(logbook=REPOSITORY / "logbook.md"):
+    """Print the scripts whose entry is missing, older than their trial's code, or whose words
+    are older than their numbers."""
+    entries = {entry["id"]: entry for entry in find_entries(read_logbook(logbook))}
+    for script in sorted(REPOSITORY.glob("exp_*.py")):
+        name = script.stem.removeprefix("exp_")
+        entry = entries.get(name)
+        if entry is None:
+            say(f"{name}: no entry; run python {script.name}")
+        elif entry["code"] != code_hash(script):
+            say(f"{name}: the trial's code has changed since its entry; run python {script.name}")
+        elif entry["before"] == short_hash(entry["words"]):
+            say(f"{name}: numbers changed after its words were written; read them again, edit them"
+                " or delete ', words ...' from its results marker")  # fmt: skip
+        else:
+            say(f"{name}: up to date")
+
+
+# %% 17 Main
+
+
+@dataclass
+class Experiment:
+    """What a script gives to `main`, and the flags given."""
+
+    script: Path
+    trial: object
+    claims: list
+    plot: object
+    columns: list
+    across: object
+    seeds_per_batch: int
+    timing: bool
+    rows: list
+    given: dict
+
+    @property
+    def name(self):
+        return self.script.stem.removeprefix("exp_")
+
+
+class Outcome(NamedTuple):
+    """What a run found: table, [(claim, verdict, measured)], a line on the claims that it does
+    not judge, and the conclusion."""
+
+    table: str
+    judged: list
+    not_judged: str
+    sentence: str
+
+
+def fail(code, message):
+    """One line on stderr, the end of all workers, then of this process."""
+    say_error(message)
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    raise SystemExit(code)
+
+
+@contextlib.contextmanager
+def one_line_errors(name):
+    """End with one line and an exit status for what is no fault of the code."""
+    kept = "; finished trials are kept, the same command goes on"
+    try:
+        yield
+    except UsageError as error:
+        fail(2, f"{name}: {error}")
+    except KeyboardInterrupt:
+        fail(130, f"{name}: interrupted{kept}")
+    except LostProcessError as error:
+        fail(1, f"{name}: {error}{kept}")
+    except OSError as error:
+        fail(1, f"{name}: {error.filename or 'a file'}: {error.strerror}{kept}")
+
+
+def check_machine(options, timing):
+    """Set device and jobs. Raises UsageError for what this machine does not have."""
+    has_gpu = torch.cuda.is_available()
+    if options.device == "cuda" and not has_gpu:
+        raise UsageError("--device cuda: torch sees no GPU here; give --device cpu")
+    if options.device == "auto":
+        options.device = "cuda" if has_gpu else "cpu"
+    if options.threads > cores():
+        raise UsageError(f"--threads {options.threads}: this machine has {cores()} cores")
+    if options.jobs is None:
+        alone = options.smoke or timing or options.device == "cuda"
+        options.jobs = 1 if alone else max(1, cores() // options.threads)
+    if timing and options.jobs > 1:
+        raise UsageError(f"--jobs {options.jobs}: this script measures time; give --jobs 1")
+    if options.jobs > 4 * cores():
+        raise UsageError(f"--jobs {options.jobs}: this machine has {cores()} cores")
+
+
+def check_places(options):
+    """Raise UsageError unless everything can be written where it shall go."""
+    places = [("--runs", options.runs)]
+    if not options.no_log:
+        places += [
+            ("--plots", options.plots),
+            ("--logbook", Path(os.path.realpath(options.logbook)).parent),
+        ]
+    for name, folder in places:
+        probe = folder / f".writable.{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UsageError(
+                f"{name} {folder}: cannot write there ({error.strerror}); choose another place"
+            ) from None
+    if not options.no_log:
+        read_logbook(options.logbook)
+        if options.logbook.exists() and not os.access(options.logbook, os.W_OK):
+            raise UsageError(f"--logbook {options.logbook}: read-only; make it writable")
+
+
+def ignore(unit, results, seconds):
+    """The report of a process that shows nothing."""
+
+
+def compute(experiment, units, group, options):
+    """Compute what is missing of the units, in this process, a pool or a group."""
+    stacked = experiment.seeds_per_batch > 1
+    task = Task(experiment.trial, stacked, options.device, options.threads)
+    waiting = [unit for unit in units if unit_results(unit) is None]
+    total = sum(len(unit.seeds) for unit in units)
+    done = total - sum(len(unit.seeds) for unit in waiting)
+    jobs = min(options.jobs, max(1, len(waiting)))
+    report = ignore
+    if group is None or group.rank == 0:
+        processes = jobs if group is None else group.world
+        say_error(
+            f"{experiment.name}: {total} trials, {done} finished before, {processes} "
+            f"process{'es' if processes > 1 else ''}"
+        )
+        report = Progress(total, done, experiment.columns[0]).report
+    if group is not None:
+        group.run(task, units, report)
+    elif jobs > 1:
+        run_in_pool(task, waiting, jobs, report)
+    else:
+        for unit in waiting:
+            report(unit, *run_unit(task, unit))
+
+
+def collect(units, seeds, tables):
+    """The Run made of finished units. Raises LostProcessError if a record has vanished."""
+    arms = {}
+    results = {}
+    cpu_seconds = 0.0
+    for unit in units:
+        records = unit_results(unit)
+        if records is None:
+            raise LostProcessError(f"{unit.arm}: its record has vanished")
+        arms[unit.arm] = unit.settings
+        results.setdefault(unit.arm, []).extend(result for result, _ in records)
+        cpu_seconds += sum(meta["seconds"] for _, meta in records)
+    return Run(arms, seeds, results, tables, cpu_seconds)
+
+
+def run_trials(experiment, arms, tables, options):
+    """The Run of these arms; None in a process of a group that is not its first."""
+    seeds = list(range(options.first_seed, options.first_seed + options.seeds))
+    code = code_hash(experiment.script)
+    key = [code, options.device, options.threads]
+    if experiment.timing:
+        key.append(processor())
+    folder = options.runs / experiment.name
+    folder.mkdir(exist_ok=True)
+    units = list_units(arms, seeds, folder, key, experiment.seeds_per_batch)
+    group = join_group(short_hash(json.dumps([experiment.name, key, arms, seeds])))
+    if options.fresh:
+        for path in [path for unit in units for path in unit.paths]:
+            path.unlink(missing_ok=True)
+            path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    try:
+        compute(experiment, units, group, options)
+    except (UsageError, LostProcessError, OSError):
+        raise
+    except Exception as error:
+        if options.smoke:
+            raise
+        path = folder / "error.txt"
+        write_file(path, "".join(traceback.format_exception(error)).encode())
+        raise LostProcessError(f"a trial failed: {error!r} (traceback in {path})") from None
+    if group is not None and group.rank > 0:
+        return None
+    return collect(units, seeds, tables)
+
+
+def draw(experiment, run):
+    """{name with suffix: (content, alt text or None)} of what plot(run) returns."""
+    files = {}
+    for name, item in experiment.plot(run).items():
+        if isinstance(item, str):
+            files[name] = (item.encode(), None)
+        elif item is not None:
+            files[f"{name}.png"] = (figure_bytes(item), item.get_label())
+    return files
+
+
+def remove_stale(old_results, links, options, identity):
+    """Delete files that the old results of this entry showed and the new ones do not."""
+    current = [text for text, _ in links.values()]
+    for text in re.findall(r"\]\(([^)]+)\)", old_results):
+        path = linked_file(text, options.logbook)
+        mine = path.name.startswith(f"{identity}-") and path.parent == options.plots.resolve()
+        if mine and text not in current:
+            path.unlink(missing_ok=True)
+
+
+def settings_words(experiment, run, options):
+    """How a run differs from the bare command, in words."""
+    words = []
+    for key, values in experiment.given.items():
+        shown = ", ".join(show_setting(value) for value in values)
+        words.append(f"{key.replace('_', ' ')} {shown}")
+    if options.arms is not None:
+        words.append(f"arms {'; '.join(options.arms)}")
+    words.append(f"seeds {run.seeds[0]} to {run.seeds[-1]}")
+    return ", ".join(words)
+
+
+def results_text(experiment, run, outcome, options, argv, links):
+    """The part of an entry that the script writes; links: {file: (target, alt text or None)}."""
+    doc = read_doc(experiment.script)
+    facts = [
+        f"`{shown_command(experiment.script, argv)}`",
+        str(datetime.date.today()),
+        f"{len(run.seeds)} paired seeds" if len(run.seeds) > 1 else "1 seed",
+        f"{run.cpu_seconds / 60:.0f} CPU-min",
+        f"commit {commit()}",
+        f"{plain(processor())}, torch {torch.__version__.partition('+')[0]}",
+    ]
+    parts = [" · ".join(facts), f"**Question.** {doc['Question']} ({doc['Notebook']})"]
+    if run.is_of_record:
+        parts.append(f"**Setup.** {doc['Setup']} **Rule.** {doc['Rule']}")
+    else:
+        parts.append(f"**Settings.** {plain(settings_words(experiment, run, options))}.")
+    parts.append(outcome.table)
+    for path, alt in links.values():
+        if alt is not None:
+            parts.append(f"![{plain(alt)}]({path})")
+    for ours, head in ((False, "the notebook says"), (True, "ours")):
+        found = [item for item in outcome.judged if (item[0].source == OURS) == ours]
+        if found:
+            parts.append(claims_table(head, found))
+    if outcome.not_judged:
+        parts.append(plain(outcome.not_judged))
+    names = {"arms.csv": "all arms and seeds", "claims.csv": "all claims"}
+    data = [f"[{names.get(n, n)}]({path})" for n, (path, alt) in links.items() if alt is None]
+    parts.append(f"**Data.** {', '.join(data)}.")
+    return "\n\n".join(parts)
+
+
+def write_entry(experiment, run, outcome, options, argv, files):
+    """Write figures, CSV files and the entry; says where."""
+    doc = read_doc(experiment.script)
+    identity = experiment.name
+    heading = doc["Question"]
+    if not run.is_of_record:
+        settings = [sorted(settings_key(one) for one in run.arms.values()), run.seeds]
+        identity += f"-{short_hash(json.dumps(settings))}"
+        heading += f" ({settings_words(experiment, run, options)})"
+    claims = csv_bytes(claims_rows(outcome.judged, doc["Notebook"].partition(":")[0]))
+    files = files | {"arms.csv": (csv_bytes(arms_rows(run)), None), "claims.csv": (claims, None)}
+    links = {}
+    for name, (content, alt) in files.items():
+        path = options.plots / f"{identity}-{name}"
+        write_file(path, content)
+        links[name] = (link(path, options.logbook), alt)
+
+    entry = Entry(
+        identity,
+        run.is_of_record,
+        plain(heading),
+        plain(outcome.sentence),
+        results_text(experiment, run, outcome, options, argv, links),
+        code_hash(experiment.script),
+        short_hash(outcome.table + claims.decode()),
+    )
+    old_results = update_logbook(options.logbook, entry, options.note)
+    remove_stale(old_results, links, options, identity)
+    return f"entry {identity} in {options.logbook}"
+
+
+def conclude_run(experiment, run, options, argv):
+    """Judge, draw, write the entry, and say what came out."""
+    judged = [(c, *c.judge(run)) for c in experiment.claims if c.can_be_judged(run)]
+    unjudged = [claim for claim in experiment.claims if not claim.can_be_judged(run)]
+    rows = experiment.rows
+    if rows is None or not run.is_of_record:
+        rows = list(run.arms)[:9]
+    not_judged = ""
+    if unjudged:
+        needed = missing_for(unjudged, run, experiment.given)
+        counted = "1 claim is" if len(unjudged) == 1 else f"{len(unjudged)} claims are"
+        not_judged = f"{counted} not judged by this run; needed: {needed}."
+    outcome = Outcome(
+        results_table(run, experiment.columns, rows),
+        judged,
+        not_judged,
+        conclude(judged) if options.note is None else " ".join(options.note.split()),
+    )
+    files = draw(experiment, run)
+    written = ""
+    if options.smoke:  # the text is made all the same, so that a smoke run tests it
+        results_text(experiment, run, outcome, options, argv, {})
+    elif not options.no_log:
+        written = write_entry(experiment, run, outcome, options, argv, files)
+
+    say(f"\n{outcome.table}\n")
+    for claim, verdict, measured in judged:
+        say(f"{verdict}: {claim.text} [{claim.source}; {measured}]")
+    for line in (not_judged, written, f"\n{outcome.sentence}"):
+        if line:
+            say(line)
+
+
+def main(
+    parser,
+    arms,
+    ablations,
+    trial,
+    claims,
+    plot,
+    columns,
+    tiny,
+    *,
+    across=None,
+    seeds_per_batch=1,
+    timing=False,
+    rows=None,
+    argv=None,
+):
+    """Run an experiment from the command line: trials, verdicts, figures, entry.
+
+    arms, ablations  {name: settings that differ from the flags' defaults}
+    trial            trial(config, seed, job) -> {metric: number, array or text}
+    claims           Claims; plot(run) -> {name: Figure or None, "name.suffix": text}
+    columns          metrics of the entry's table, the main one first
+    tiny             settings of --smoke
+    across           across(run) -> {metric: array [S]}, metrics over several arms
+    seeds_per_batch  more than 1: trial(config, seeds, job) -> list, for seeds stacked together
+    timing           one process; the processor is part of a trial's key
+    rows             arms of the entry's table (default: the first nine)
+
+    Exits with 2 for a mistake of the user's, 1 for a lost process or a full disk, 130 for
+    Ctrl-C; finished trials are kept in all cases.
+    """
+    if signal.getsignal(signal.SIGINT) is leave_quietly:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    show_warnings_only()
+    argv = sys.argv[1:] if argv is None else argv
+    options, base, given = parse(parser, argv)
+    script = Path(trial.__code__.co_filename).resolve()
+    experiment = Experiment(
+        script, trial, claims, plot, columns, across, seeds_per_batch, timing, rows, given
+    )
+    own_seeds = parser.get_default("seeds")
+    if options.smoke:
+        base = base | {key: value for key, value in tiny.items() if key not in given}
+        options.seeds = min(options.seeds, 2)
+    with one_line_errors(script.name), contextlib.ExitStack() as stack:
+        chosen = choose_arms(arms, ablations, base, given, options)
+        check_machine(options, timing)
+        if options.smoke:
+            options.runs = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            )
+        else:
+            check_places(options)
+        tables = {name: base | row for name, row in (arms | ablations).items()}
+        run = run_trials(experiment, chosen, tables, options)
+        if run is not None:
+            bare = not given and options.arms is None and not options.smoke
+            run.is_of_record = bare and (options.seeds, options.first_seed) == (own_seeds, 0)
+            if across is not None and run.is_whole:
+                run.across = across(run)
+            conclude_run(experiment, run, options, argv)
+
+
+if __name__ == "__main__":
+    with one_line_errors("core.py"):
+        if sys.argv[1:] != ["status"]:
+            raise UsageError("give the word status, for what entries are missing or old")
+        status()
