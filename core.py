@@ -4,7 +4,7 @@ Read it from the top: a function uses only what stands above it.
 
      1 Process        what must happen before torch is imported
      2 Seeds          one random stream per seed and purpose
-     3 Data           PATTERN graphs, batches
+     3 Data           PATTERN graphs, batches, pyramids
      4 Masks          masked softmax and sigmoid, adjacency powers
      5 Layers         position attention, transformer layer, GIN
      6 Models         node classifier
@@ -49,6 +49,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -89,6 +90,7 @@ def is_run_as_script():
 
 
 open_standard_files()
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a group that cannot be formed: one line
 if is_run_as_script():
     signal.signal(signal.SIGINT, leave_quietly)  # main() restores Python's own handler
 
@@ -305,6 +307,70 @@ class GraphBatch:
     def pack(self, x):
         """[B, N, D] -> [V, D]."""
         return x.flatten(0, 1).index_select(0, self.slot)
+
+
+class Pyramid(NamedTuple):
+    """A triangle of the triangular lattice with n nodes, numbered row by row.
+
+    row, column [n]: row r holds the nodes (r, 0) to (r, r). edges [m, 2]: each once. colour [n]: 0,
+    1 or 2, the only proper 3-colouring but for the names of the colours.
+    Source: graph notebook, 11/4.
+    """
+
+    row: np.ndarray
+    column: np.ndarray
+    edges: np.ndarray
+    colour: np.ndarray
+
+
+def pyramid(base):
+    """The pyramid with `base` rows, n = base (base + 1) / 2. pyramid(2): edges 0-1, 0-2, 1-2."""
+    row, column = np.tril_indices(base)
+    number = np.zeros((base, base), dtype=np.int64)
+    number[row, column] = np.arange(len(row))
+
+    edges = []
+    for down, right in ((0, 1), (1, 0), (1, 1)):
+        inside = (row + down < base) & (column + right <= row + down)
+        start = number[row[inside], column[inside]]
+        end = number[row[inside] + down, column[inside] + right]
+        edges.append(np.stack([start, end], axis=1))
+    return Pyramid(row, column, np.concatenate(edges), (row + column) % 3)
+
+
+def pair_codes(n, edges, receptive_field, modulus, multiplier, scale=12):
+    """A 64-bit code of each ordered pair's vector (P^0 .. P^r)[i, j], P = D^-1 A: [n, n] uint64.
+
+    Equal vectors have equal codes, the zero vector has code 0, and unequal ones share a code with a
+    chance of about 2^-57. The arithmetic is exact: `scale` P holds integers where every degree
+    divides `scale`; its powers are taken modulo `modulus` and hashed one after the other, so none
+    is stored. Codes made with the same numbers compare between graphs. edges [m, 2], each once;
+    `modulus` (near 2^57: the sum of six neighbours fits 64 bits) and `multiplier` are odd.
+    Raises ValueError for a degree that does not divide `scale`.
+    """
+    from scipy import sparse
+
+    start, end = np.concatenate([edges, edges[:, ::-1]]).T
+    degree = np.bincount(start, minlength=n)
+    if (scale % np.maximum(degree, 1)).any():
+        raise ValueError(f"{scale} is not a multiple of every degree")
+    weight = scale // degree[start]
+    step = sparse.csr_array((weight, (end, start)), shape=(n, n))  # scale P, transposed
+
+    codes = np.empty((n, n), dtype=np.uint64)
+    for first in range(0, n, 16):  # a block of 16 sources stays in the cache
+        power = np.eye(n, min(16, n - first), -first, dtype=np.int64)
+        code = np.zeros_like(power, dtype=np.uint64)
+        for exponent in range(receptive_field + 1):
+            if exponent:
+                power = step @ power
+            if scale**exponent >= modulus:  # the largest entry that the power can have
+                power %= modulus
+            code ^= power.view(np.uint64)
+            code *= np.uint64(multiplier)
+            code ^= code >> np.uint64(32)
+        codes[first : first + 16] = code.T
+    return codes
 
 
 # %% 4 Masks
@@ -927,8 +993,8 @@ class Check:
         return self.outcome(found), self.describe(found)
 
     def judge_exactly(self, values):
-        if len(values) == 0:
-            return "open", f"{self.metric}: no seed left"
+        if len(values) == 0 or np.isnan(values).any():
+            return "open", f"{self.metric}: not measured"
         distinct = sorted(set(values.tolist()))
         text = f"{self.metric} {', '.join(brief(x) for x in distinct)}"
         right = np.allclose(values, self.equals, rtol=1e-9, atol=1e-9)
@@ -1197,7 +1263,9 @@ def choose_arms(arms, ablations, base, given, options):
         raise UsageError(f"{flags or '--seeds'}: {size:,} trials; give fewer values or seeds")
 
     chosen = {}
-    known = {settings_key(base | row): name for name, row in table.items()}
+    known = {}
+    for name, row in table.items():
+        known.setdefault(settings_key(base | row), name)
     seen = set()
     for row_name, row in rows.items():
         for overrides in combinations(row, given):
@@ -1663,6 +1731,19 @@ class Group:
         return [result for result, _ in records], records[0][1]["seconds"]
 
 
+def find_store(address, port):
+    """Wait until something listens there. Raises OSError if nothing does for GROUP_SECONDS."""
+    started = time.monotonic()
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() - started > GROUP_SECONDS:
+                raise
+        time.sleep(0.1)
+
+
 def join_group(identity):
     """The Group that the environment names, or None if it names none. Raises UsageError if one
     is named, by torchrun or by what a launcher left behind, that cannot be formed."""
@@ -1684,6 +1765,8 @@ def join_group(identity):
 
     patience = datetime.timedelta(seconds=GROUP_SECONDS)
     try:
+        if rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            find_store(found["MASTER_ADDR"], int(found["MASTER_PORT"]))
         store, rank, world = next(dist.rendezvous("env://", timeout=patience))
         store = dist.PrefixStore(f"gatebook/{identity}", store)
         store.add("joined", 1)
@@ -2118,13 +2201,18 @@ def csv_bytes(rows):
 
 
 def arms_rows(run):
-    """Every arm, seed and number of a run, one row per trial."""
-    first = run.results(next(iter(run.arms)))[0]
-    metrics = [name for name, value in first.items() if isinstance(value, float | int)]
+    """Every arm, seed and number of a run, one row per trial; empty where an arm lacks one."""
+    trials = [
+        (arm, seed, result)
+        for arm in run.arms
+        for seed, result in zip(run.seeds, run.results(arm), strict=True)
+    ]
+    metrics = {}
+    for _, _, result in trials:
+        metrics |= dict.fromkeys(k for k, value in result.items() if isinstance(value, float | int))
     rows = [["arm", "seed", *metrics]]
-    for arm in run.arms:
-        for seed, result in zip(run.seeds, run.results(arm), strict=True):
-            rows.append([arm, seed, *(f"{float(result[name]):.6g}" for name in metrics)])
+    for arm, seed, result in trials:
+        rows.append([arm, seed, *(f"{result[k]:.6g}" if k in result else "" for k in metrics)])
     return rows
 
 
@@ -2629,7 +2717,9 @@ def main(
     )
     own_seeds = parser.get_default("seeds")
     if options.smoke:
-        base = base | {key: value for key, value in tiny.items() if key not in given}
+        tiny = {key: value for key, value in tiny.items() if key not in given}
+        arms = {name: row | tiny for name, row in arms.items()}
+        ablations = {name: row | tiny for name, row in ablations.items()}
         options.seeds = min(options.seeds, 2)
     with one_line_errors(script.name), contextlib.ExitStack() as stack:
         chosen = choose_arms(arms, ablations, base, given, options)
