@@ -963,20 +963,21 @@ class Check:
         return low, high
 
     def judge(self, run):
-        """("holds", "fails" or "open", what was measured in words)."""
+        """("holds", "fails" or "open", what was measured, its value in words)."""
         if not self.any_arm:
             return self.judge_arm(run, self.arm)
-        outcomes = []
-        texts = []
-        for arm in self.any_arm:
-            outcome, text = self.judge_arm(run, arm)
-            outcomes.append(outcome)
-            texts.append(f"{arm}: {text}")
+        judged = [self.judge_arm(run, arm) for arm in self.any_arm]
+        outcomes = [outcome for outcome, _, _ in judged]
+        values = [f"{value} ({arm})" for arm, (_, _, value) in zip(self.any_arm, judged)]
+        outcome = "open"
         if "holds" in outcomes:
-            return "holds", "; ".join(texts)
-        return ("fails" if set(outcomes) == {"fails"} else "open"), "; ".join(texts)
+            outcome = "holds"
+        elif set(outcomes) == {"fails"}:
+            outcome = "fails"
+        return outcome, judged[0][1], "; ".join(values)
 
     def judge_arm(self, run, arm):
+        """The same for one arm."""
         values = run.across[self.metric] if arm is None else run.values(arm, self.metric)
         values = np.asarray(values, dtype=np.float64)
         other = self.minus or self.over
@@ -987,18 +988,24 @@ class Check:
                 kept &= np.asarray(run.values(other, self.unless)) == 0
             values = values[kept]
             base = None if base is None else base[kept]
+        label = self.metric
+        if self.minus is not None:
+            label += " difference"
+        elif self.over is not None:
+            label += " ratio"
+        if len(values) == 0:
+            return "open", label, "no seed left"
         if self.equals is not None:
-            return self.judge_exactly(values if base is None else values - base)
+            return self.judge_exactly(values if base is None else values - base, label)
         found = self.interval(values, base)
-        return self.outcome(found), self.describe(found)
+        return self.outcome(found), label, self.describe(found)
 
-    def judge_exactly(self, values):
-        if len(values) == 0 or np.isnan(values).any():
-            return "open", f"{self.metric}: not measured"
-        distinct = sorted(set(values.tolist()))
-        text = f"{self.metric} {', '.join(brief(x) for x in distinct)}"
+    def judge_exactly(self, values, label):
+        shown = " and ".join(brief(x) for x in sorted(set(values.tolist())))
+        if np.isnan(values).any():
+            return "open", label, shown
         right = np.allclose(values, self.equals, rtol=1e-9, atol=1e-9)
-        return ("holds" if right else "fails"), text
+        return ("holds" if right else "fails"), label, shown
 
     def interval(self, values, base):
         if self.rate and base is not None:
@@ -1020,15 +1027,10 @@ class Check:
         return "open"
 
     def describe(self, found):
-        kind = ""
-        if self.minus is not None:
-            kind = " difference"
-        elif self.over is not None:
-            kind = " ratio"
-        text = f"{self.metric}{kind} {brief(found.estimate)}"
+        text = brief(found.estimate)
         if not math.isfinite(found.high - found.low):
             return text
-        if kind or self.rate:
+        if self.minus is not None or self.over is not None or self.rate:
             return f"{text} [{brief(found.low)}, {brief(found.high)}]"
         return f"{text} ± {(found.high - found.low) / 2:.2g}"
 
@@ -1056,14 +1058,15 @@ class Claim:
 
     def judge(self, run):
         """(verdict, what was measured in words)."""
-        judged = [check.judge(run) for check in self.checks]
-        outcomes = [outcome for outcome, _ in judged]
         outcome = "holds"
-        for worse in ("open", "fails"):
-            if worse in outcomes:
-                outcome = worse
-        verdict = VERDICTS[outcome][self.source == OURS]
-        return verdict, "; ".join(text for _, text in judged)
+        measured = {}
+        for check in self.checks:
+            one, label, value = check.judge(run)
+            measured.setdefault(label, []).append(value)
+            if one == "fails" or outcome == "holds":
+                outcome = one
+        words = [f"{label} {', '.join(values)}" for label, values in measured.items()]
+        return VERDICTS[outcome][self.source == OURS], "; ".join(words)
 
 
 # %% 11 Arguments
