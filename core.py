@@ -968,7 +968,9 @@ class Check:
             return self.judge_arm(run, self.arm)
         judged = [self.judge_arm(run, arm) for arm in self.any_arm]
         outcomes = [outcome for outcome, _, _ in judged]
-        values = [f"{value} ({arm})" for arm, (_, _, value) in zip(self.any_arm, judged)]
+        values = [
+            f"{value} ({arm})" for arm, (_, _, value) in zip(self.any_arm, judged, strict=True)
+        ]
         outcome = "open"
         if "holds" in outcomes:
             outcome = "holds"
