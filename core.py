@@ -31,37 +31,10 @@ Dimensions
     T steps       P parameters       S seeds
 """
 
-import argparse
-import ast
-import concurrent.futures
-import contextlib
-import csv
-import datetime
-import fcntl
-import functools
-import hashlib
-import io
-import itertools
-import json
-import math
-import multiprocessing
 import os
-import re
-import shlex
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import textwrap
-import threading
-import time
-import traceback
-import urllib.parse
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 # %% 1 Process
 
@@ -69,7 +42,7 @@ REPOSITORY = Path(__file__).resolve().parent
 
 
 def leave_quietly(signal_number, frame):
-    """End with one line on Ctrl-C while torch is still being imported."""
+    """End with one line on Ctrl-C while modules are still being imported."""
     os.write(2, b"interrupted\n")
     os._exit(130)
 
@@ -94,10 +67,38 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a group that cannot be 
 if is_run_as_script():
     signal.signal(signal.SIGINT, leave_quietly)  # main() restores Python's own handler
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
+import argparse
+import ast
+import concurrent.futures
+import contextlib
+import csv
+import datetime
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import math
+import multiprocessing
+import re
+import shlex
+import socket
+import subprocess
+import tempfile
+import textwrap
+import threading
+import time
+import traceback
+import urllib.parse
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 
 class UsageError(Exception):
@@ -1073,6 +1074,30 @@ class Claim:
 
 # %% 11 Arguments
 
+
+def print_to(file, text):
+    if file is None:
+        return
+    with contextlib.suppress(AttributeError, ValueError):
+        file.reconfigure(errors="replace")
+    try:
+        print(text, file=file, flush=True)
+    except OSError:  # from here on into the void, so that Python's own flush cannot fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    except ValueError:  # closed
+        pass
+
+
+def say(text):
+    """Print; a reader that has gone, a full disk or a missing letter is no failure."""
+    print_to(sys.stdout, text)
+
+
+def say_error(text):
+    """The same on stderr."""
+    print_to(sys.stderr, text)
+
+
 MOST_TRIALS = 5000
 
 
@@ -1081,6 +1106,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+    def _print_message(self, message, file=None):
+        print_to(file or sys.stderr, message.removesuffix("\n"))  # whatever the encoding
 
 
 def expects(expected):
@@ -1217,7 +1245,7 @@ def show_setting(value):
     """A setting as one would type it."""
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
-    if isinstance(value, float):
+    if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return str(value)
 
@@ -1358,8 +1386,11 @@ def read_module(path):
         elif isinstance(statement, ast.If | ast.Try | ast.With | ast.ExceptHandler):
             waiting = list(ast.iter_child_nodes(statement)) + waiting
         elif isinstance(statement, ast.stmt):
-            for name in bound_names(statement):
-                definitions.setdefault(name, []).append(statement)
+            inside = [part for part in ast.walk(statement) if isinstance(part, ast.stmt)]
+            loop = isinstance(statement, ast.For | ast.While)
+            for part in inside if loop else [statement]:
+                for name in bound_names(part):
+                    definitions.setdefault(name, []).append(statement)
     return Module(definitions, imports)
 
 
@@ -1416,29 +1447,6 @@ def code_hash(script):
 
 
 # %% 13 Records
-
-
-def print_to(file, text):
-    if file is None:
-        return
-    with contextlib.suppress(AttributeError, ValueError):
-        file.reconfigure(errors="replace")
-    try:
-        print(text, file=file, flush=True)
-    except OSError:  # from here on into the void, so that Python's own flush cannot fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-    except ValueError:  # closed
-        pass
-
-
-def say(text):
-    """Print; a reader that has gone, a full disk or a missing letter is no failure."""
-    print_to(sys.stdout, text)
-
-
-def say_error(text):
-    """The same on stderr."""
-    print_to(sys.stderr, text)
 
 
 CHECKPOINT_SECONDS = 60.0
@@ -2086,6 +2094,8 @@ def read_logbook(path):
     places = [text.find(f"{marker}\n") for marker in MARKERS]
     once = all(text.count(marker) == 1 for marker in MARKERS)
     whole = text.count("<!-- entry ") == text.count("<!-- /results -->") == len(find_entries(text))
+    names = [entry["id"] for entry in find_entries(text)]
+    whole = whole and len(set(names)) == len(names)
     if -1 in places or places != sorted(places) or not once or not whole:
         raise UsageError(f"--logbook {path}: its markers are damaged; restore it, or name another")
     return text
@@ -2178,10 +2188,10 @@ def shown_command(script, argv):
     rest = list(argv)
     while rest:
         word = rest.pop(0)
-        name, _, value = word.partition("=")
+        name, has_value, _ = word.partition("=")
         if name not in skipped:
             words.append(word)
-        elif skipped[name] and not value:
+        elif skipped[name] and not has_value:
             rest = rest[1:]
     return plain(shlex.join(["python", script.name, *words])).replace("`", "'")
 
@@ -2273,7 +2283,8 @@ def write_index(text, logbook):
     records = text[: text.index(MARKERS[3])]
     for entry in find_entries(records):
         heading = re.search(r"^## (.+)$", entry["words"], re.MULTILINE)
-        title = f"[{heading[1] if heading else entry['id']}](#{entry['id']})"
+        title = heading[1].replace("|", "&#124;") if heading else entry["id"]
+        title = f"[{title}](#{entry['id']})"
         date = re.search(r"\d{4}-\d\d-\d\d", entry["results"])
         rows = read_claims(entry["results"], logbook)
         counts = []
@@ -2313,8 +2324,8 @@ def entry_text(entry, old, note):
         words = old["words"]
         if note is not None:
             words = re.sub(
-                r"\*\*Conclusion\.\*\*.*?\n\n",
-                lambda _: f"**Conclusion.** {entry.conclusion}\n\n",
+                r"\*\*Conclusion\.\*\*.*?(?=\n\n|\n*\Z)",
+                lambda _: f"**Conclusion.** {entry.conclusion}",
                 words,
                 count=1,
                 flags=re.DOTALL,
@@ -2433,6 +2444,18 @@ def one_line_errors(name):
         fail(1, f"{name}: {error}{kept}")
     except OSError as error:
         fail(1, f"{name}: {error.filename or 'a file'}: {error.strerror}{kept}")
+
+
+def check_names(table, base, tiny, claims):
+    """Raise ValueError for a setting or an arm that does not exist: a slip in the script."""
+    for name, row in {**table, "TINY": tiny}.items():
+        for key in row:
+            if key not in base:
+                raise ValueError(f"{name}: there is no flag {flag_name(key)}")
+    for claim in claims:
+        for arm in claim.arms():
+            if arm not in table:
+                raise ValueError(f"{claim.text}: there is no arm {arm!r}")
 
 
 def check_machine(options, timing):
@@ -2716,11 +2739,14 @@ def main(
     show_warnings_only()
     argv = sys.argv[1:] if argv is None else argv
     options, base, given = parse(parser, argv)
+    check_names(arms | ablations, base, tiny, claims)
     script = Path(trial.__code__.co_filename).resolve()
     experiment = Experiment(
         script, trial, claims, plot, columns, across, seeds_per_batch, timing, rows, given
     )
-    own_seeds = parser.get_default("seeds")
+    is_bare = not given and options.arms is None and not options.smoke
+    for name in ("seeds", "first_seed", "threads", "device"):
+        is_bare = is_bare and getattr(options, name) == parser.get_default(name)
     if options.smoke:
         tiny = {key: value for key, value in tiny.items() if key not in given}
         arms = {name: row | tiny for name, row in arms.items()}
@@ -2738,8 +2764,7 @@ def main(
         tables = {name: base | row for name, row in (arms | ablations).items()}
         run = run_trials(experiment, chosen, tables, options)
         if run is not None:
-            bare = not given and options.arms is None and not options.smoke
-            run.is_of_record = bare and (options.seeds, options.first_seed) == (own_seeds, 0)
+            run.is_of_record = is_bare
             if across is not None and run.is_whole:
                 run.across = across(run)
             conclude_run(experiment, run, options, argv)
