@@ -2443,7 +2443,7 @@ def one_line_errors(name):
     except LostProcessError as error:
         fail(1, f"{name}: {error}{kept}")
     except OSError as error:
-        fail(1, f"{name}: {error.filename or 'a file'}: {error.strerror}{kept}")
+        fail(1, f"{name}: {error.filename or 'a file'}: {error.strerror or error}{kept}")
 
 
 def check_names(table, base, tiny, claims):
@@ -2563,7 +2563,7 @@ def run_trials(experiment, arms, tables, options):
         compute(experiment, units, group, options)
     except (UsageError, LostProcessError, OSError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if options.smoke:
             raise
         path = folder / "error.txt"
