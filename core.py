@@ -1942,25 +1942,19 @@ def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **su
     return figure, axes
 
 
-def draw_curves(
-    run,
-    metric,
-    title,
-    shows,
-    y,
-    x="epoch",
-    panels=None,
-    seeds=None,
-    mean=True,
-    levels=None,
-    log=False,
-    height=3.6,
-):
+def draw_levels(draw, levels):
+    """Draw numbers as lines with `draw`, axhline or axvline; levels: {label: number}."""
+    for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
+        draw(value, color="black", linestyle=style, linewidth=1, label=name)
+
+
+def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, levels=None):
     """Curves [T] of a metric: every seed a thin line, the mean a thick one.
 
+    x, y    what the axes show
     panels  {panel's title: [arms]} (default: one with all arms of the run)
-    seeds   how many seeds to draw; mean: whether to draw the mean of all
-    levels  {label: number} drawn as dashed lines: the notebook's numbers, thresholds
+    seeds   draw only so many seeds and no mean, where a mean would hide an oscillation
+    levels  {label: number}: the notebook's numbers, thresholds of the rule
     Arms that the run lacks are left out; None if nothing is left.
     """
     panels = {"": list(run.arms)} if panels is None else panels
@@ -1968,25 +1962,21 @@ def draw_curves(
     present = {name: arms for name, arms in present.items() if arms}
     if not present:
         return None
+    width = 4.2 * max(len(present), 2)
     figure, axes = new_figure(
-        run, title, shows, 1, len(present), 4.2 * max(len(present), 2), height, sharey=True
+        run, title, shows, columns=len(present), width=width, height=3.6, sharey=True
     )
     for axis, (panel, arms) in zip(axes[0], present.items(), strict=True):
         for arm in arms:
             curves = run.values(arm, metric)
             colour = arm_colour(run, arm)
-            drawn = curves if seeds is None else curves[:seeds]
-            label = None if mean else arm
-            for curve in drawn:
-                axis.plot(curve, color=colour, linewidth=0.8, alpha=0.6, label=label)
-                label = None
-            if mean:
-                axis.plot(curves.mean(0), color=colour, linewidth=2, label=arm)
-        for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
-            axis.axhline(value, color="black", linestyle=style, linewidth=1, label=name)
+            for curve in curves[:seeds]:
+                axis.plot(curve, color=colour, linewidth=0.8, alpha=0.6)
+            if seeds is None:
+                axis.plot(curves.mean(0), color=colour, linewidth=2)
+            axis.plot([], [], color=colour, linewidth=2, label=arm)
+        draw_levels(axis.axhline, levels)
         axis.set(title=panel, xlabel=x)
-        if log:
-            axis.set_yscale("log")
         axis.legend(fontsize=9)
     axes[0, 0].set_ylabel(y)
     return figure
@@ -2008,8 +1998,7 @@ def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="lin
         values = run.values(arm, metric)
         axis.plot(values, [row] * len(values), "o", color="#0072B2", alpha=0.5, markersize=5)
         axis.plot(values.mean(), row, "|", color="black", markersize=16, markeredgewidth=2.5)
-    for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
-        axis.axvline(value, color="black", linestyle=style, linewidth=1, label=name)
+    draw_levels(axis.axvline, levels)
     if levels:
         axis.legend(fontsize=9)
     axis.set(xlabel=x, yticks=range(len(arms)), yticklabels=arms, xscale=scale)

@@ -2,12 +2,16 @@
 
 import argparse
 import importlib
+import itertools
 import re
 import runpy
 import sys
+from math import comb
 from pathlib import Path
 
 import core
+import exp_pyramid_edges
+from test_core import NUMBERS, exact_powers, exact_vectors
 
 import numpy as np
 import pytest
@@ -161,3 +165,109 @@ def test_reach_holds_every_function_that_a_trial_calls(script):
     unseen = {f"{file}:{name}" for file, name in definitions} - set(reach)
     assert unseen - {f"{Path(__file__).name}:run_trial"} == set()
     assert len(definitions) > 3
+
+
+# exp_pyramid_edges
+
+
+@pytest.mark.parametrize(("base", "field"), [(1, 0), (2, 1), (3, 2), (5, 2), (5, 3), (7, 4)])
+def test_counts_against_fractions(base, field):
+    p = core.pyramid(base)
+    codes = exp_pyramid_edges.exact_codes(base, field, NUMBERS)
+    counts = exp_pyramid_edges.count_vectors(codes, p.colour)
+
+    one_colour = {}
+    for (i, j), vector in exact_vectors(base, field).items():
+        one_colour.setdefault(vector, []).append(p.colour[i] == p.colour[j])
+    ambiguous = {vector for vector, same in one_colour.items() if len(set(same)) == 2}
+    zero = tuple([0] * (field + 1))
+    assert counts["unique"] == len(one_colour)
+    assert counts["ambiguous"] == len(ambiguous - {zero})
+    assert counts["zero is ambiguous"] == (zero in ambiguous)
+    assert counts["share"] == 1 - len(one_colour.get(zero, [])) / codes.size
+
+
+def test_count_of_several_pyramids_together():
+    vectors = set()
+    for base in range(1, 6):
+        vectors |= set(exact_vectors(base, 2).values())
+    assert exp_pyramid_edges.count_together(range(1, 6), 2, NUMBERS) == len(vectors) == 27
+
+
+def hops(n, edges):
+    """Distances in hops, by Floyd and Warshall's algorithm: [n, n]."""
+    far = np.full((n, n), n)
+    np.fill_diagonal(far, 0)
+    for i, j in edges:
+        far[i, j] = far[j, i] = 1
+    for middle in range(n):
+        far = np.minimum(far, far[:, middle, None] + far[middle])
+    return far
+
+
+@pytest.mark.parametrize("base", [1, 2, 3, 5])
+@pytest.mark.parametrize("field", [0, 1, 3, 6])
+def test_bound_by_brute_force(base, field):
+    """Orbits under all automorphisms, which are fixed by where they take the corners."""
+    p = core.pyramid(base)
+    n = len(p.row)
+    edges = {tuple(sorted(edge)) for edge in p.edges.tolist()}
+    far = hops(n, edges)
+    degree = [sum(i in edge for edge in edges) for i in range(n)]
+    corners = [0, n - base, n - 1]
+    place = {tuple(far[i, corners]): i for i in range(n)}
+    symmetries = set()
+    for order in itertools.permutations(corners):
+        symmetries.add(tuple(place[tuple(far[i, list(order)])] for i in range(n)))
+    for g in symmetries:
+        assert {tuple(sorted((g[i], g[j]))) for i, j in edges} == edges
+
+    orbits = set()
+    for i, j in itertools.product(range(n), repeat=2):
+        images = {(g[i], g[j]) for g in symmetries}
+        if degree[i] == degree[j]:
+            images |= {(g[j], g[i]) for g in symmetries}
+        orbits.add(min(images) if far[i, j] <= field else None)
+    assert exp_pyramid_edges.count_orbits(p, field) == len(orbits)
+    assert len(set(exact_vectors(base, field).values())) <= len(orbits)
+
+
+def test_float32_splits_equal_vectors_and_keeps_the_zero_vector():
+    order = np.random.default_rng(0).permutation(55)
+    colour = core.pyramid(10).colour
+    for numbering in (np.arange(55), order):
+        codes = exp_pyramid_edges.float32_codes(10, 4, numbering)
+        exact = exp_pyramid_edges.exact_codes(10, 4, NUMBERS)[numbering][:, numbering]
+        assert ((codes == 0) == (exact == 0)).all()
+        counts = exp_pyramid_edges.count_vectors(codes, colour[numbering])
+        assert counts["unique"] > len(np.unique(exact)) == 118
+
+
+def test_power_vectors_against_fractions_and_renumbered():
+    vectors = exp_pyramid_edges.power_vectors(5, 3, torch.float64, np.arange(15))
+    for pair, exact in exact_vectors(5, 3).items():
+        np.testing.assert_allclose(vectors[pair], [float(x) for x in exact], atol=1e-15)
+    order = np.random.default_rng(1).permutation(15)
+    renumbered = exp_pyramid_edges.power_vectors(5, 3, torch.float64, order)
+    np.testing.assert_allclose(renumbered, vectors[order][:, order], atol=1e-15)
+
+
+def test_prediction():
+    predict = exp_pyramid_edges.predict_ambiguous
+    found = [field for field in range(100) if predict(200, field) > 0]
+    consecutive = [5 * m + 4 for m in range(20) if m % 3 < 2]  # C(r, k) = 3/2 C(r, k - 1)
+    assert found == sorted([*consecutive, 98])  # and C(98, 45) = 3/2 C(98, 43)
+    assert 2 * comb(98, 45) == 3 * comb(98, 43)
+    assert predict(7, 4) == 1
+    assert predict(6, 4) == 0  # no inner node is 4 steps from another
+
+
+def test_why_base_3_is_an_exception():
+    """P^k from a corner to another is P^k from the middle of a side to the corner opposite."""
+    p = core.pyramid(3)
+    corner, other, middle = 0, 3, 4  # (0, 0), (2, 0) and, opposite the first, (2, 1)
+    powers = exact_powers(6, p.edges.tolist(), 30)
+    for power in powers:
+        assert power[other][corner] == power[middle][corner]
+    assert p.colour[other] != p.colour[corner]
+    assert p.colour[middle] == p.colour[corner]
