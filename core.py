@@ -4,10 +4,10 @@ Read it from the top: a function uses only what stands above it.
 
      1 Process        what must happen before torch is imported
      2 Seeds          one random stream per seed and purpose
-     3 Data           PATTERN graphs, batches, pyramids
+     3 Data           PATTERN graphs, batches, pyramids, Life
      4 Masks          masked softmax and sigmoid, adjacency powers
-     5 Layers         position attention, transformer layer, GIN
-     6 Models         node classifier
+     5 Layers         position attention, transformer layer, GIN, logic gates
+     6 Models         node classifier, networks of logic gates
      7 Metrics        loss, recalls, AUC, oscillation
      8 Gradient log   norms of every parameter at every step
      9 Training
@@ -28,7 +28,8 @@ Dimensions
     B graphs in a batch              N nodes of the largest graph in it
     V real nodes of a batch, packed graph after graph: node-wise tensors are [V, D]
     D channels    H heads            K powers of the adjacency
-    T steps       P parameters       S seeds
+    T steps       P parameters       S seeds, stacked in one tensor program where networks are tiny
+    G gates that a unit mixes, n units of a layer
 """
 
 import os
@@ -374,6 +375,33 @@ def pair_codes(n, edges, receptive_field, modulus, multiplier, scale=12):
     return codes
 
 
+# Conway's Life
+CELLS = 9  # of a neighbourhood, row by row; number 4 is the cell itself
+NEIGHBOURHOODS = np.array(list(itertools.product((0, 1), repeat=CELLS)), dtype=np.float32)
+CELLS_ALIVE = NEIGHBOURHOODS.sum(axis=1).astype(int)  # [512], the middle one counted
+SURVIVES = (CELLS_ALIVE == 3) | (CELLS_ALIVE == 4)  # [512]: two or three neighbours
+LIFE = np.where(NEIGHBOURHOODS[:, 4] == 1, SURVIVES, CELLS_ALIVE == 3).astype(np.float32)  # [512]
+
+
+def neighbourhood_chances(alive):
+    """Chance of each of the 512 neighbourhoods if every cell lives with chance `alive`: [512]."""
+    return np.where(NEIGHBOURHOODS == 1, alive, 1 - alive).prod(axis=1)
+
+
+def neighbourhood_batches(seeds, alive, batch, device="cpu"):
+    """Yield batches without end, each as counts [S, 512]: how often a neighbourhood was drawn.
+
+    A mean over a batch is a mean over the 512 with these weights, so that the batch itself is
+    never made. Each row comes from the "train" stream of its seed.
+    """
+    streams = [stream(seed, "train") for seed in seeds]
+    chances = neighbourhood_chances(alive)
+    while True:
+        draws = [rng.multinomial(batch, chances, size=64) for rng in streams]
+        counts = torch.from_numpy(np.stack(draws, axis=1)).float()  # [64, S, 512]
+        yield from counts.to(device)
+
+
 # %% 4 Masks
 
 
@@ -619,6 +647,147 @@ class GINLayer(nn.Module):
         return x + self.norm(self.mlp(total / self.divide_by)).relu()
 
 
+# Logic gates: S networks, one per seed, in one tensor program
+GATES = (
+    "FALSE", "AND", "A AND NOT B", "A", "B AND NOT A", "B", "XOR", "OR",
+    "NOR", "XNOR", "NOT B", "A OR NOT B", "NOT A", "B OR NOT A", "NAND", "TRUE",
+    "RELU",
+)  # fmt: skip
+LOGIC_GATES = GATES[:16]  # a gate's number, in binary, is its truth table
+FROM_CORNERS = torch.tensor(  # the coefficients of 1, a, b, ab for each corner 00, 01, 10, 11
+    [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 1.0, -1.0], [0.0, 1.0, 0.0, -1.0], [0.0, 0.0, 0.0, 1.0]]
+)
+
+
+def truth_table(gate):
+    """Values at (a, b) = 00, 01, 10, 11 of gates: numbers in LOGIC_GATES [...] -> [..., 4]."""
+    shift = torch.tensor([3, 2, 1, 0], device=gate.device)
+    return (gate.unsqueeze(-1) >> shift & 1).float()
+
+
+def mix_gates(operands, coefficients):
+    """c0 + c1 a + c2 b + c3 ab, plus c4 relu(a) if there is a fifth coefficient.
+
+    operands [S, 2, n, B] are a and b, coefficients [S, n, 4 or 5] -> [S, n, B]. Operands
+    [S, 1, n, B] are a alone: then only c4 relu(a).
+    """
+    c = coefficients.unsqueeze(-1).unbind(2)
+    if operands.shape[1] == 1:
+        return c[4] * operands[:, 0].relu()
+    a, b = operands.unbind(1)
+    mixed = c[0] + c[1] * a + (c[2] + c[3] * a) * b
+    if len(c) == 5:
+        mixed = mixed + c[4] * a.relu()
+    return mixed
+
+
+class GateMixture(nn.Module):
+    """S x n units, each a weighted sum of the same G gates of a and b, in their polynomial form.
+
+    Any sum of the 16 logic gates is c0 + c1 a + c2 b + c3 ab: four coefficients stand for all;
+    "RELU", relu(a), adds a fifth. weight [S, n, G]: initial weights. normalise: "none", "sum"
+    (the weights are divided by their sum) or "softmax". Source: logic journal; "softmax":
+    Petersen et al. 2022.
+    """
+
+    def __init__(self, weight, gates=LOGIC_GATES, normalise="none"):
+        super().__init__()
+        number = torch.tensor([GATES.index(name) for name in gates])
+        relu = (number == GATES.index("RELU")).float().unsqueeze(1)
+        table = (1 - relu) * (truth_table(number) @ FROM_CORNERS)
+        if relu.any():
+            table = torch.cat([table, relu], dim=1)
+        self.weight = nn.Parameter(weight)
+        self.normalise = normalise
+        self.register_buffer("number", number)
+        self.register_buffer("table", table)  # [G, 4 or 5]
+
+    def coefficients(self):
+        """[S, n, 4], or 5 with RELU."""
+        weight = self.weight
+        if self.normalise == "softmax":
+            weight = weight.softmax(dim=-1)
+        elif self.normalise == "sum":
+            weight = weight / weight.sum(dim=-1, keepdim=True)
+        return torch.bmm(weight, self.table.expand(len(weight), -1, -1))
+
+    def hardened(self):
+        """Number in GATES of each unit's heaviest gate: [S, n]."""
+        return self.number[self.weight.argmax(dim=-1)]
+
+
+class TruthTables(nn.Module):
+    """S x n units, each a truth table of a and b with four free entries, linear between them.
+
+    The entries are the sigmoids of the logits [S, n, 4].
+    """
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.register_buffer("from_corners", FROM_CORNERS.clone())
+        self.register_buffer("place", torch.tensor([8, 4, 2, 1]))
+
+    def coefficients(self):
+        """[S, n, 4]."""
+        # In float32 the last bit of a sigmoid depends on its place in the array.
+        entries = self.logits.double().sigmoid().to(self.logits.dtype)
+        return torch.bmm(entries, self.from_corners.expand(len(entries), -1, -1))
+
+    def hardened(self):
+        """Number in LOGIC_GATES of each unit's nearest truth table: [S, n]."""
+        ones = (self.logits > 0).long()
+        return (ones * self.place).sum(dim=-1)
+
+
+class WiredOperands(nn.Module):
+    """Fixed operands: each unit reads two units of the layer below, [S, m, B] -> [S, 2, n, B].
+
+    wires [S, 2, n]: numbers of the units that are read.
+    """
+
+    def __init__(self, wires, inputs):
+        super().__init__()
+        wires = torch.from_numpy(wires)
+        offset = inputs * torch.arange(len(wires)).view(-1, 1, 1)
+        self.register_buffer("wires", wires)
+        self.register_buffer("row", (wires + offset).flatten())
+
+    def forward(self, x):
+        return x.flatten(0, 1).index_select(0, self.row).view(*self.wires.shape, -1)
+
+
+def draw_wires(inputs, units, rng):
+    """Two different inputs for each unit, each input used about equally often: [2, n].
+
+    Raises ValueError for a single input and for more inputs than the units can read.
+    """
+    if inputs < 2 or 2 * units < inputs:
+        raise ValueError(f"{units} units of two inputs cannot use {inputs} inputs")
+    rounds = math.ceil(2 * units / inputs)
+    in_turn = np.concatenate([rng.permutation(inputs) for _ in range(rounds)])
+    first, second = rng.permutation(in_turn[: 2 * units]).reshape(2, units)
+    another = (first + rng.integers(1, inputs, units)) % inputs
+    return np.stack([first, np.where(second == first, another, second)])
+
+
+class GateLayer(nn.Module):
+    """Operands, then gates of them: [S, m, B] -> [S, n, B]."""
+
+    def __init__(self, operands, gates):
+        super().__init__()
+        self.operands = operands
+        self.gates = gates
+
+    def forward(self, x):
+        return mix_gates(self.operands(x), self.gates.coefficients())
+
+    def hardened(self, x):
+        """As `forward`, with each unit's hardened gate."""
+        table = truth_table(self.gates.hardened())
+        return mix_gates(self.operands(x), table @ FROM_CORNERS.to(table.device))
+
+
 # %% 6 Models
 
 
@@ -647,6 +816,46 @@ class NodeClassifier(nn.Module):
         for layer in self.layers:
             x = layer(x, batch)
         return self.readout(self.before_readout(x))
+
+
+class GateNetwork(nn.Sequential):
+    """Gate layers of S networks with a single unit at the end: [S, 9, B] -> [S, B].
+
+    Every product is a bmm or elementwise, so that a seed's numbers are the same to the bit
+    whichever seeds are stacked with it.
+    """
+
+    def forward(self, x):
+        return super().forward(x).squeeze(1)
+
+    def hardened(self, x):
+        """As `forward`, with each unit's hardened gate."""
+        for layer in self:
+            x = layer.hardened(x)
+        return x.squeeze(1)
+
+
+def wired_gate_network(sizes, seeds, gates, pass_through):
+    """A network of fixed random wires whose gates start as "A", the pass-through.
+
+    gates: "softmax" over the 16 gates, of which A starts with the share `pass_through`, or
+    "tables", whose entries start that near to those of A. Raises ValueError for sizes that
+    cannot be wired. Source: Petersen et al. 2022; the start: Miotti et al. 2025.
+    """
+    rngs = [stream(seed, "init") for seed in seeds]
+    odds = pass_through / (1 - pass_through)
+    pass_a = torch.tensor(LOGIC_GATES.index("A"))
+    layers = []
+    for inputs, units in itertools.pairwise(sizes):
+        wires = np.stack([draw_wires(inputs, units, rng) for rng in rngs])
+        if gates == "softmax":
+            weight = math.log(15 * odds) * torch.eye(16)[pass_a]
+            unit_gates = GateMixture(weight.repeat(len(seeds), units, 1), normalise="softmax")
+        else:
+            logits = math.log(odds) * (2 * truth_table(pass_a) - 1)
+            unit_gates = TruthTables(logits.repeat(len(seeds), units, 1))
+        layers.append(GateLayer(WiredOperands(wires, inputs), unit_gates))
+    return GateNetwork(*layers)
 
 
 # %% 7 Metrics
