@@ -1,0 +1,33 @@
+// Conway's Life, learned with seed 35
+module life(input x0, x1, x2, x3, x4, x5, x6, x7, x8, output y);
+  wire g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, g12, g13, g14, g15, g16, g17, g18, g19, g20, g21, g22, g23, g24, g25, g26, g27;
+  assign g0 = x1 | x8;
+  assign g1 = x8 & x1;
+  assign g2 = x7 | g0;
+  assign g3 = x2 | g1;
+  assign g4 = x7 & g0;
+  assign g5 = ~(x2 & g1);
+  assign g6 = x3 & g3;
+  assign g7 = g3 | x3;
+  assign g8 = ~(g7 ^ g2);
+  assign g9 = ~(g4 & g6);
+  assign g10 = g4 | g6;
+  assign g11 = g2 & g8;
+  assign g12 = g8 ^ x6;
+  assign g13 = ~(g8 ^ x5);
+  assign g14 = ~(x0 & g10);
+  assign g15 = x0 | g10;
+  assign g16 = g9 & g5;
+  assign g17 = g15 ^ x5;
+  assign g18 = ~(g17 | g13);
+  assign g19 = g17 ^ g12;
+  assign g20 = ~(g19 & x4);
+  assign g21 = ~(g19 | x6);
+  assign g22 = g14 & g20;
+  assign g23 = g18 ^ g21;
+  assign g24 = g16 & g22;
+  assign g25 = ~(g11 ^ g23);
+  assign g26 = ~(g24 ^ g19);
+  assign g27 = ~g26 & g25;
+  assign y = g27;
+endmodule
