@@ -1127,9 +1127,8 @@ def brief(x):
     """A number for the reader: three significant digits, thousands in full, a dash for NaN."""
     if math.isnan(x):
         return "–"
-    if 1000 <= abs(x) < 1e9:
-        return f"{x:,.0f}"
-    return f"{x:.3g}"
+    shown = f"{x:.3g}"
+    return f"{x:,.0f}" if 1000 <= abs(float(shown)) < 1e9 else shown
 
 
 @dataclass(frozen=True)
@@ -1987,6 +1986,7 @@ def join_group(identity):
 
     patience = datetime.timedelta(seconds=GROUP_SECONDS)
     try:
+        socket.getaddrinfo(found["MASTER_ADDR"], int(found["MASTER_PORT"]))
         if rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             find_store(found["MASTER_ADDR"], int(found["MASTER_PORT"]))
         store, rank, world = next(dist.rendezvous("env://", timeout=patience))
@@ -2134,6 +2134,11 @@ def set_house_style():
     )
 
 
+def without_math(text):
+    """A text that matplotlib draws as it is, dollar signs too."""
+    return text.replace("$", r"\$")
+
+
 def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **subplots):
     """(figure, its axes [rows, columns]) in the house style.
 
@@ -2146,15 +2151,15 @@ def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **su
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **subplots)
     text = title if run.is_of_record else shows
-    figure.suptitle(textwrap.fill(text, int(10.5 * width)), fontsize=12)
-    figure.set_label(f"{shows}: {title[0].lower()}{title[1:]}" if run.is_of_record else shows)
+    figure.suptitle(without_math(textwrap.fill(text, int(10.5 * width))), fontsize=12)
+    figure.set_label(f"{shows}. {title}" if run.is_of_record else shows)
     return figure, axes
 
 
 def draw_levels(draw, levels):
     """Draw numbers as lines with `draw`, axhline or axvline; levels: {label: number}."""
     for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
-        draw(value, color="black", linestyle=style, linewidth=1, label=name)
+        draw(value, color="black", linestyle=style, linewidth=1, label=without_math(name))
 
 
 def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, levels=None):
@@ -2183,9 +2188,9 @@ def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, lev
                 axis.plot(curve, color=colour, linewidth=0.8, alpha=0.6)
             if seeds is None:
                 axis.plot(curves.mean(0), color=colour, linewidth=2)
-            axis.plot([], [], color=colour, linewidth=2, label=arm)
+            axis.plot([], [], color=colour, linewidth=2, label=without_math(arm))
         draw_levels(axis.axhline, levels)
-        axis.set(title=panel, xlabel=x)
+        axis.set(title=without_math(panel), xlabel=x)
         axis.legend(fontsize=9)
     axes[0, 0].set_ylabel(y)
     return figure
@@ -2201,7 +2206,7 @@ def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="lin
     if not arms:
         return None
     arms = sorted(arms, key=lambda arm: run.values(arm, metric).mean())
-    figure, axes = new_figure(run, title, shows, width=8.0, height=0.3 * len(arms) + 1.6)
+    figure, axes = new_figure(run, title, shows, width=8.0, height=0.25 * len(arms) + 1.6)
     axis = axes[0, 0]
     for row, arm in enumerate(arms):
         values = run.values(arm, metric)
@@ -2210,7 +2215,8 @@ def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="lin
     draw_levels(axis.axvline, levels)
     if levels:
         axis.legend(fontsize=9)
-    axis.set(xlabel=x, yticks=range(len(arms)), yticklabels=arms, xscale=scale)
+    axis.set(xlabel=x, yticks=range(len(arms)), xscale=scale)
+    axis.set_yticklabels([without_math(arm) for arm in arms])
     axis.invert_yaxis()
     return figure
 
@@ -2521,13 +2527,11 @@ def entry_text(entry, old, note):
     else:
         words = old["words"]
         if note is not None:
-            words = re.sub(
-                r"\*\*Conclusion\.\*\*.*?(?=\n\n|\n*\Z)",
-                lambda _: f"**Conclusion.** {entry.conclusion}",
-                words,
-                count=1,
-                flags=re.DOTALL,
-            )
+            conclusion = f"**Conclusion.** {entry.conclusion}"
+            pattern = re.compile(r"\*\*Conclusion\.\*\*.*?(?=\n\n|\n*\Z)", re.DOTALL)
+            words, found = pattern.subn(lambda _: conclusion, words, count=1)
+            if not found:
+                words = f"{words}{conclusion}\n\n"
         before = old["before"]
         if old["numbers"] != entry.numbers:
             before = short_hash(old["words"])
@@ -2622,6 +2626,8 @@ class Outcome(NamedTuple):
 
 def fail(code, message):
     """One line on stderr, the end of all workers, then of this process."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # this is the end already
     say_error(message)
     for worker in multiprocessing.active_children():
         worker.kill()
