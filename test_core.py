@@ -1,12 +1,28 @@
-"""Sections 2 to 9 of core.py against independent oracles: torch's own, NumPy, exact counts."""
+"""core.py against independent oracles: torch's own, NumPy, exact counts; then the harness."""
 
+import argparse
+import csv
+import importlib.util
 import itertools
+import json
 import math
+import os
 import pickle
+import random
+import re
+import runpy
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import urllib.parse
 from fractions import Fraction
 from pathlib import Path
 
 import core
+from core import OURS, Check, Claim
 
 import numpy as np
 import pytest
@@ -1279,3 +1295,1307 @@ def test_pair_codes_refuse_a_degree_that_does_not_divide():
         core.pair_codes(6, star, 1, 101, 3)
     codes = core.pair_codes(6, star, 1, 2**57 - 13, 3, scale=5)
     assert len(np.unique(codes)) == 4  # itself, out of the hub, into it, not reached
+
+
+# Sections 10 to 17: the harness
+
+HERE = Path(core.__file__).parent
+PATIENCE = 120  # seconds that any subprocess may take on a busy machine
+TOY = '''"""Does the toy add up?
+
+Notebook    graph notebook: opening, 6/3
+Setup       Nothing is trained.
+Hypothesis  Two is more than one.
+Rule        3 paired seeds.
+Cost        1 s
+"""
+
+import os
+import time
+
+import core
+from core import OURS, Check, Claim
+
+import numpy as np
+import torch
+
+if __name__ == "__mp_main__":
+    exec(os.environ.get("TOY_IMPORT", ""))
+
+parser = core.make_parser(__doc__, seeds=3)
+parser.add_argument("--size", nargs="+", type=core.integer(1, 64), default=[1], help="size")
+parser.add_argument("--rate", nargs="+", type=core.any_number, default=[0.5], help="rate")
+parser.add_argument("--text", nargs="+", type=core.input_file, default=[None], help="a text")
+parser.add_argument("--dim", nargs="+", type=core.layer_width, default=[4], help="width")
+
+ARMS = {"plain": {}, "double": {"size": 2}}
+ABLATIONS = {"a | <b> `c` $x_y$ \\u00fc": {"rate": 1.0}}
+COLUMNS = ["sum", "spread"]
+TINY = {"dim": 2}
+
+
+def trial(config, seed, job):
+    """What a test does to a trial stands in TOY."""
+    exec(os.environ.get("TOY", ""))
+    with core.initialised_from(seed):
+        noise = torch.randn(100, config.dim) @ torch.randn(config.dim, 7)
+    x = config.size + config.rate * noise.double().numpy() / 100
+    if config.text is not None:
+        with open(config.text.path) as file:
+            x = x + len(file.read())
+    return {"sum": x.mean(), "spread": x.std(), "name": f"seed {seed}", "curve": x[:, 0]}
+
+
+def stacked_trial(config, seeds, job):
+    """The same for a stack of seeds."""
+    with open(config.text.path, "a") as file:
+        file.write(f"{len(seeds)} ")
+    return [{"sum": seed, "spread": len(seeds)} for seed in seeds]
+
+
+CLAIMS = [
+    Claim("Two is more than one.", "6/3",
+          Check("sum", above=0.5, arm="double", minus="plain")),
+    Claim("The rate | <b> <!-- entries --> does nothing.", OURS,
+          Check("sum", between=(-0.1, 0.1), arm=list(ABLATIONS)[0], minus="plain")),
+    Claim("Over all arms the sum is large.", "opening", Check("total", above=100)),
+]
+
+
+def across(run):
+    return {"total": sum(run.values(arm, "sum") for arm in run.tables)}
+
+
+def plot(run):
+    figure = core.draw_curves(run, "curve", "It goes up", "A curve", "epoch", "y")
+    return {"curve": figure, "note.txt": "some text"}
+
+
+if __name__ == "__main__":
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY, across=across)
+'''
+HOSTILE_ARM = "a | <b> `c` $x_y$ ü"
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A folder with core.py and exp_toy.py, and ways to run the toy in it."""
+    for name in (*core.GROUP_VARIABLES, "TOY", "TOY_IMPORT"):
+        monkeypatch.delenv(name, raising=False)
+    return Lab(tmp_path / "lab")
+
+
+class Lab:
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        shutil.copy(core.__file__, folder / "core.py")
+        self.script = folder / "exp_toy.py"
+        self.script.write_text(TOY, encoding="utf-8")
+        self.log = folder / "logbook.md"
+
+    def places(self, name=""):
+        """Flags that keep a run in this process out of the repository."""
+        flags = ["--jobs", "1", "--runs", f"{self.folder}/runs{name}"]
+        return [*flags, "--logbook", str(self.log), "--plots", f"{self.folder}/plots"]
+
+    def toy(self):
+        """The script as a module."""
+        spec = importlib.util.spec_from_file_location("exp_toy", self.script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    def run(self, *argv, toy=None, **changes):
+        """Run in this process; returns the module."""
+        toy = self.toy() if toy is None else toy
+        core.read_module.cache_clear()
+        core.main(
+            toy.parser,
+            changes.get("arms", toy.ARMS),
+            changes.get("ablations", toy.ABLATIONS),
+            changes.get("trial", toy.trial),
+            changes.get("claims", toy.CLAIMS),
+            changes.get("plot", toy.plot),
+            toy.COLUMNS,
+            toy.TINY,
+            across=changes.get("across", toy.across),
+            seeds_per_batch=changes.get("seeds_per_batch", 1),
+            argv=[*argv, *self.places()],
+        )
+        return toy
+
+    def start(self, *argv, python=(), env=None, **popen):
+        """Start a process that runs the toy, in a session of its own."""
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+        popen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": self.folder} | popen
+        return subprocess.Popen(
+            [sys.executable, *python, popen.pop("script", "exp_toy.py"), *argv],
+            env=clean | (env or {}), text=True, start_new_session=True, **popen,
+        )  # fmt: skip
+
+    def finish(self, *argv, **more):
+        """Run a process to its end: (exit status, stdout, stderr)."""
+        process = self.start(*argv, **more)
+        out, err = process.communicate(timeout=PATIENCE)
+        return process.returncode, out, err
+
+    def records(self, name="runs"):
+        """{file: bytes of its arrays}."""
+        found = {}
+        for path in sorted((self.folder / name / "toy").glob("*.npz")):
+            with np.load(path, allow_pickle=False) as file:
+                found[path.name] = {n: file[n].tobytes() for n in file.files if n}
+        return found
+
+    def everything(self):
+        """{path: content} of all files but code."""
+        paths = [path for path in self.folder.rglob("*") if path.is_file()]
+        paths = [path for path in paths if path.suffix not in (".py", ".pyc")]
+        return {str(path.relative_to(self.folder)): path.read_bytes() for path in paths}
+
+
+def complaints(err):
+    """Lines of stderr other than progress."""
+    return [x for x in err.splitlines() if not re.match(r"(toy: \d|\d+/\d+ )", x)]
+
+
+# --- statistics and claims
+
+
+def fake_run(arms, tables=None, across=None):
+    """A core.Run of {arm: {metric: values}}; the settings of an arm are its name."""
+    n = len(next(iter(next(iter(arms.values())).values())))
+    results = {
+        arm: [{m: values[i] for m, values in metrics.items()} for i in range(n)]
+        for arm, metrics in arms.items()
+    }
+    settings = {arm: {"arm": arm} for arm in arms}
+    run = core.Run(settings, list(range(n)), results, settings if tables is None else tables, 0.0)
+    run.across = across or {}
+    return run
+
+
+def test_mean_interval_is_student_t():
+    values = [1.0, 2.0, 4.0, 9.0]
+    found = core.mean_interval(values)
+    half = 3.182446305284263 * 3.559026084010437 / 2  # t(0.975, 3 degrees) * sd / sqrt(4)
+    assert found.estimate == 4
+    assert (found.low, found.high) == pytest.approx((4 - half, 4 + half), rel=1e-12)
+    assert core.mean_interval([5.0])[:3] == (5, -math.inf, math.inf)
+    assert core.mean_interval([1.0, math.inf]).high == math.inf
+    assert math.isnan(core.mean_interval([]).estimate)
+    assert core.mean_interval([2.0, 2.0])[:3] == (2, 2, 2)
+
+
+def test_ratio_interval_is_that_of_the_logarithms():
+    found = core.ratio_interval([2.0, 8.0], [1.0, 1.0])
+    half = 12.706204736174694 * math.log(4) / 2  # t(0.975, 1) * sd(log) / sqrt(2)
+    assert found.estimate == pytest.approx(4)
+    assert found.low == pytest.approx(math.exp(math.log(4) - half))
+    assert found.high == pytest.approx(math.exp(math.log(4) + half))
+    zero = core.ratio_interval([0.0, 1.0], [1.0, 1.0])
+    assert (zero.low, zero.high) == (0, math.inf)
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 5), (5, 5), (1, 7), (12, 20)])
+def test_rate_interval_is_exact(hits, n):
+    found = core.rate_interval([1] * hits + [0] * (n - hits))
+
+    def at_most(k, p):
+        return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k + 1))
+
+    assert found.estimate == hits / n
+    if hits > 0:
+        assert 1 - at_most(hits - 1, found.low) == pytest.approx(0.025)
+    else:
+        assert found.low == 0
+    if hits < n:
+        assert at_most(hits, found.high) == pytest.approx(0.025)
+    else:
+        assert found.high == 1
+
+
+def test_rate_difference_counts_only_seeds_that_differ():
+    hits = np.array([1] * 6 + [1] * 2 + [0] * 2)
+    base = np.array([0] * 6 + [1] * 2 + [0] * 2)
+    found = core.rate_difference_interval(hits, base)
+    lowest = 0.025 ** (1 / 6)  # of 6 wins out of 6
+    assert found.estimate == pytest.approx(0.6)
+    assert (found.low, found.high) == pytest.approx((0.6 * (2 * lowest - 1), 0.6))
+    assert core.rate_difference_interval(base, base)[:3] == (0, -math.inf, math.inf)
+
+
+FOUR = fake_run(
+    {
+        "small": {"x": [1.0, 1.1, 0.9, 1.0], "hit": [0, 0, 0, 0], "skip": [0, 0, 0, 1]},
+        "large": {"x": [2.0, 2.1, 1.9, 2.0], "hit": [1, 1, 1, 1], "skip": [0, 0, 0, 0]},
+        "wild": {"x": [-9.0, 9.0, 1.0, 3.0], "hit": [0, 1, 0, 1], "skip": [1, 1, 1, 1]},
+        "seven": {"x": [7.0, 7.0, 7.0, 7.0], "hit": [1, 0, 1, 1], "skip": [0, 0, 0, 0]},
+        "broken": {"x": [1.0, math.nan, 1.0, 1.0], "hit": [0, 0, 0, 0], "skip": [0, 0, 0, 0]},
+    },
+    across={"total": [10.0, 10.1, 9.9, 10.0]},
+)
+
+
+@pytest.mark.parametrize(
+    ("check", "outcome"),
+    [
+        (Check("x", below=1.5, arm="small"), "holds"),
+        (Check("x", below=0.5, arm="small"), "fails"),
+        (Check("x", below=1.05, arm="small"), "open"),
+        (Check("x", above=0.5, arm="small"), "holds"),
+        (Check("x", above=1.5, arm="small"), "fails"),
+        (Check("x", between=(0.5, 1.5), arm="small"), "holds"),
+        (Check("x", between=(1.5, 2.5), arm="small"), "fails"),
+        (Check("x", between=(0.95, 2.5), arm="small"), "open"),
+        (Check("x", above=0, arm="wild"), "open"),
+        (Check("x", below=99, arm="broken"), "open"),
+        (Check("x", equals=7, arm="seven"), "holds"),
+        (Check("x", equals=7.000001, arm="seven"), "fails"),
+        (Check("x", equals=1, arm="small"), "fails"),  # the mean is, single seeds are not
+        (Check("x", equals=7, arm="broken"), "open"),  # NaN is no evidence
+        (Check("x", above=0.9, arm="large", minus="small"), "holds"),
+        (Check("x", above=1.1, arm="large", minus="small"), "fails"),
+        (Check("x", between=(1.8, 2.2), arm="large", over="small"), "holds"),
+        (Check("x", below=1, arm="large", over="small"), "fails"),
+        (Check("x", below=1, arm="wild", over="small"), "open"),  # no ratio of what is negative
+        (Check("hit", above=0.3, arm="large", rate=True), "holds"),
+        (Check("hit", above=0.5, arm="large", rate=True), "open"),  # 4 of 4: above 0.398
+        (Check("hit", above=0.7, arm="small", rate=True), "fails"),
+        (Check("hit", above=-0.3, arm="large", minus="small", rate=True), "holds"),
+        (Check("hit", above=0.0, arm="large", minus="small", rate=True), "open"),
+        (Check("hit", below=-0.3, arm="large", minus="small", rate=True), "fails"),
+        (Check("hit", above=0.0, arm="large", minus="large", rate=True), "open"),
+        (Check("x", below=0.95, arm="small", unless="skip"), "open"),
+        (Check("x", below=1.5, arm="wild", unless="skip"), "open"),  # no seed is left
+        (Check("x", equals=1.5, arm="wild", unless="skip"), "open"),
+        (Check("x", equals=1, arm="large", minus="small"), "holds"),
+        (Check("x", above=6, any_arm=("small", "seven")), "holds"),
+        (Check("x", above=6, any_arm=("small", "large")), "fails"),
+        (Check("x", above=6, any_arm=("small", "wild")), "open"),
+        (Check("total", between=(9, 11)), "holds"),
+        (Check("total", below=9), "fails"),
+    ],
+)
+def test_check(check, outcome):
+    found, label, _ = check.judge(FOUR)
+    assert found == outcome
+    assert check.metric in label
+
+
+def test_unless_leaves_out_seeds_of_both_arms():
+    run = fake_run(
+        {
+            "a": {"x": [1.0, 1.0, 50.0, 1.0], "skip": [0, 0, 1, 0]},
+            "b": {"x": [0.0, 0.0, 0.0, 50.0], "skip": [0, 0, 0, 1]},
+        }
+    )
+    check = Check("x", equals=1, arm="a", minus="b", unless="skip")
+    assert check.judge(run)[0] == "holds"
+    assert Check("x", equals=1, arm="a", minus="b").judge(run)[0] == "fails"
+
+
+def test_a_claim_is_as_good_as_its_worst_check():
+    holds = Check("x", above=0.5, arm="small")
+    fails = Check("x", above=5, arm="small")
+    undecided = Check("x", above=0, arm="wild")
+    assert Claim("A.", "6/3", holds, holds).judge(FOUR)[0] == "reproduced"
+    assert Claim("A.", "6/3", holds, undecided).judge(FOUR)[0] == "inconclusive"
+    assert Claim("A.", "6/3", undecided, fails, holds).judge(FOUR)[0] == "refuted"
+    assert Claim("A.", OURS, holds).judge(FOUR)[0] == "supported"
+    assert Claim("A.", OURS, fails).judge(FOUR)[0] == "rejected"
+    assert Claim("A.", OURS, undecided).judge(FOUR)[0] == "inconclusive"
+
+
+def test_a_claim_is_judged_where_the_settings_are_whatever_their_name():
+    tables = {"one": {"n": 1}, "two": {"n": 2}}
+    values = [{"x": 1.0}, {"x": 1.0}]
+
+    def run_of(arms):
+        return core.Run(arms, [0, 1], dict.fromkeys(arms, values), tables, 0.0)
+
+    claim = Claim("A.", OURS, Check("x", above=0, arm="two", minus="one"))
+    over_all = Claim("A.", OURS, Check("total", above=0))
+    whole = run_of({"one": {"n": 1}, "otherwise named": {"n": 2}})
+    assert claim.can_be_judged(whole) and over_all.can_be_judged(whole)
+    part = run_of({"two": {"n": 2}})
+    assert not claim.can_be_judged(part) and not over_all.can_be_judged(part)
+    changed = run_of({"one": {"n": 1, "m": 5}, "two": {"n": 2, "m": 5}})
+    assert not claim.can_be_judged(changed) and not over_all.can_be_judged(changed)
+
+
+def test_the_conclusion_counts_notebook_and_ours_apart():
+    claims = [Claim("A.", "6/3"), Claim("B.", "6/3"), Claim("C.", OURS)]
+    verdicts = ["reproduced", "refuted", "supported"]
+    text = core.conclude([(c, v, "") for c, v in zip(claims, verdicts, strict=True)])
+    notebook, ours = text.split(". ")
+    assert "2 " in notebook and "1 is reproduced (A)" in notebook and "1 is refuted (B)" in notebook
+    assert "1 is supported (C)" in ours
+    many = [(Claim(f"A{i}.", "6/3"), "reproduced", "") for i in range(8)]
+    text = core.conclude([*many, (claims[1], "refuted", "")])
+    assert "8 are reproduced, " in text and "refuted (B)" in text  # only the unexpected is named
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [(0.012345, "0.0123"), (1234567.0, "1,234,567"), (999.9, "1,000"), (math.nan, "–"), (0, "0")],
+)
+def test_brief(x, text):
+    assert core.brief(x) == text
+
+
+# --- flags and arms
+
+ROWS = {"plain": {}, "double": {"size": 2}, "fast": {"rate": 2.0}}
+MORE = {"wide": {"dim": 8}, "double, fast": {"size": 2, "rate": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("argv", "arms"),
+    [
+        # without flags: both tables
+        ("", {"plain": (1, 0.5, 4), "double": (2, 0.5, 4), "fast": (1, 2.0, 4),
+              "wide": (1, 0.5, 8), "double, fast": (2, 2.0, 4)}),
+        # one value: in every row of ARMS, names stay
+        ("--dim 16", {"plain": (1, 0.5, 16), "double": (2, 0.5, 16), "fast": (1, 2.0, 16)}),
+        # a row that sets the same otherwise is dropped
+        ("--size 4", {"plain": (4, 0.5, 4), "fast": (4, 2.0, 4)}),
+        ("--rate 3", {"plain": (1, 3.0, 4), "double": (2, 3.0, 4)}),
+        # rows that become equal merge; what equals a row of a table has its name
+        ("--size 2", {"double": (2, 0.5, 4), "double, fast": (2, 2.0, 4)}),
+        ("--dim 8", {"wide": (1, 0.5, 8), "double": (2, 0.5, 8), "fast": (1, 2.0, 8)}),
+        ("--size 2 --rate 2", {"double, fast": (2, 2.0, 4)}),
+        # the default, given: the rows of ARMS as they are
+        ("--dim 4", {"plain": (1, 0.5, 4), "double": (2, 0.5, 4), "fast": (1, 2.0, 4)}),
+        ("--size 1", {"plain": (1, 0.5, 4), "fast": (1, 2.0, 4)}),
+        # several values: a grid; a value given twice counts once
+        ("--dim 4 16 4", {"plain": (1, 0.5, 4), "plain, dim 16": (1, 0.5, 16),
+                          "double": (2, 0.5, 4), "double, dim 16": (2, 0.5, 16),
+                          "fast": (1, 2.0, 4), "fast, dim 16": (1, 2.0, 16)}),
+        ("--size 1 3 --rate 0.5", {"plain": (1, 0.5, 4), "plain, size 3": (3, 0.5, 4)}),
+        ("--size 1 3 --rate 0.5 -1e2",
+         {"plain": (1, 0.5, 4), "plain, size 1, rate -100": (1, -100.0, 4),
+          "plain, size 3, rate 0.5": (3, 0.5, 4), "plain, size 3, rate -100": (3, -100.0, 4)}),
+        # --arms: rows of both tables, also twice
+        ("--arms wide plain wide", {"wide": (1, 0.5, 8), "plain": (1, 0.5, 4)}),
+        ("--arms wide --rate 3", {"wide": (1, 3.0, 8)}),
+        # two values that look the same are two arms
+        ("--rate 0.1 0.10000001 --arms plain", 2),
+    ],
+)  # fmt: skip
+def test_flags_choose_arms(lab, argv, arms):
+    parser = lab.toy().parser
+    options, base, given = core.parse(parser, argv.split())
+    chosen = core.choose_arms(ROWS, MORE, base, given, options)
+    if isinstance(arms, int):
+        assert len(chosen) == arms
+        return
+    found = {name: (row["size"], row["rate"], row["dim"]) for name, row in chosen.items()}
+    if "-1e2" in argv:  # names aside, which words of a grid are shown is a matter of taste
+        assert sorted(found.values()) == sorted(arms.values())
+    else:
+        assert found == arms
+
+
+def test_parse_tells_defaults_from_values_given(lab):
+    argv = ["--rate", "-1e2", "-.5", "-inf", "3", "--runs", "~/x", "--note", "-1 is less"]
+    options, base, given = core.parse(lab.toy().parser, argv)
+    assert base == {"size": 1, "rate": 0.5, "text": None, "dim": 4}
+    assert given == {"rate": [-100.0, -0.5, -math.inf, 3.0]}
+    assert options.runs == Path.home() / "x"
+    assert options.note.strip() == "-1 is less"
+    assert core.parse(lab.toy().parser, ["--rate", "0.5"])[2] == {"rate": [0.5]}
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "bad"),
+    [
+        (core.integer(2, 5), {"2": 2, "5": 5}, ["1", "6", "2.0", "", "x", "1e0"]),
+        (core.positive_int, {"1": 1}, ["0", "-1"]),
+        (core.layer_width, {"8": 8}, ["0", "1000000"]),
+        (core.any_number, {"-1e2": -100.0, "-inf": -math.inf}, ["nan", "x", ""]),
+        (core.positive_float, {"1e-5": 1e-5}, ["0", "-1", "inf", "nan"]),
+        (core.int_tuple, {"0,2,3": (0, 2, 3), "1": (1,)}, ["2,1", "1,1", "-1", "", "1,", "a"]),
+        (core.input_file, {}, ["/nonexistent", "/dev/null", ".", "~nobody-of-this-name/x"]),
+    ],
+    ids=["integer", "positive_int", "width", "number", "positive", "tuple", "file"],
+)
+def test_types(read, good, bad):
+    for text, value in good.items():
+        assert read(text) == value
+        assert type(read(text)) is type(value)
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match=re.escape(repr(text))):
+            read(text)
+
+
+def test_grid_names_every_combination():
+    table = core.grid(learning_rate=[1e-4, 1e-5], hops=[(0, 1), (2,)])
+    assert len(table) == 4
+    assert table["learning rate 1e-05, hops 0,1"] == {"learning_rate": 1e-5, "hops": (0, 1)}
+
+
+GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--dim", "1000000"], "--dim"),
+        (["--threads", "100000"], "--threads"),
+        (["--jobs", "100000"], "--jobs"),
+        (["--seeds", "0"], "--seeds"),
+        (["--seeds", "100000"], "--seeds"),
+        (["--first-seed", "-5"], "--first-seed"),
+        (["--rate", *map(str, range(40_000))], "--rate"),
+        (["--rate", *map(str, range(300)), "--size", *map(str, range(1, 60))], "--size"),
+        (["--rate", "nan"], "--rate"),
+        (["--rate"], "--rate"),
+        (["--size", "1.5"], "'1.5'"),
+        (["--arms", "plain", "nothing"], "'nothing'"),
+        (["--arms", "double", "--size", "3"], "--size"),
+        (["--see", "3"], "--see"),
+        (["stray"], "stray"),
+        (["--note", "caf\udce9"], "UTF-8"),
+        (["--device", "tpu"], "--device"),
+        (["--text", "/nonexistent"], "--text"),
+        (["--text", "/dev/null"], "--text"),
+        (["--logbook", "{lab}/exp_toy.py"], "--logbook"),
+        (["--logbook", "{lab}"], "--logbook"),
+        (["--logbook", "{lab}/exp_toy.py/x.md"], "--logbook"),
+        (["--plots", "{lab}/exp_toy.py"], "--plots"),
+        (["--plots", "/dev/null/x"], "--plots"),
+        (["--runs", "{lab}/exp_toy.py"], "--runs"),
+        (["--runs", "{lab}/" + "x" * 300], "--runs"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value)[:24],
+)
+def test_bad_input_is_one_line(lab, capsys, argv, words):
+    toy = lab.toy()
+    before = lab.everything()
+    argv = [*lab.places(), *(word.replace("{lab}", str(lab.folder)) for word in argv)]
+    with pytest.raises(SystemExit) as end:
+        core.main(toy.parser, toy.ARMS, toy.ABLATIONS, toy.trial, toy.CLAIMS, toy.plot,
+                  toy.COLUMNS, toy.TINY, across=toy.across, argv=argv)  # fmt: skip
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1 and words in err
+    assert lab.everything() == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for what is missing")
+def test_a_missing_gpu_is_one_line(lab, capsys):
+    with pytest.raises(SystemExit) as end:
+        lab.run("--device", "cuda")
+    assert end.value.code == 2
+    assert "--device cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "1"},
+        {"WORLD_SIZE": "2"},
+        {"RANK": "", "WORLD_SIZE": ""},
+        GROUP_OF_TWO,
+        {**GROUP_OF_TWO, "MASTER_PORT": "29500x"},
+        {**GROUP_OF_TWO, "MASTER_PORT": "99999"},
+        {**GROUP_OF_TWO, "RANK": "2", "MASTER_PORT": "29500"},
+        {**GROUP_OF_TWO, "RANK": "1", "MASTER_PORT": "1"},
+        {**GROUP_OF_TWO, "MASTER_PORT": "free"},
+        {**GROUP_OF_TWO, "MASTER_PORT": "free", "MASTER_ADDR": "no-such-host.invalid"},
+    ],
+    ids=lambda environment: " ".join(environment.values()),
+)
+def test_what_a_launcher_left_behind_is_one_line(lab, capfd, monkeypatch, environment):
+    monkeypatch.setattr(core, "GROUP_SECONDS", 1.0)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(free_port()) if value == "free" else value)
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as end:
+        lab.run()
+    assert end.value.code == 2
+    assert time.monotonic() - started < 20
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "RANK" in err
+
+
+def free_port():
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+# --- reach
+
+REPOSITORY_FILES = {
+    "exp_a.py": '''
+import numpy as np
+import helper
+import other as alias
+from helper import shared, Base as Renamed
+
+LIMIT = 3
+UNUSED = 4
+TABLE = {}
+TABLE.update(x=1)
+for word in ("a", "b"):
+    FILLED = word
+try:
+    import nothing_here
+except ImportError:
+    def fallback(): return 1
+
+class Model(Renamed):
+    """A docstring."""
+    def forward(self):
+        def inner():
+            return alias.deep()
+        return inner
+
+def trial(config, seed, job):
+    """Says what it does."""
+    model = Model()  # a comment
+    return helper.measure(model, LIMIT, TABLE, FILLED), shared(), fallback()
+
+def plot(run):
+    return drawn(run)
+
+def drawn(run):
+    return 1
+''',
+    "helper.py": """
+import other
+DEFAULT = 5
+def measure(model, limit, table, filled, more=DEFAULT): return model
+def shared(): return other.CONSTANT + 0
+def lonely(): return 1
+class Base:
+    size = other.SIZE
+    def method(self): return 1
+class Stranger: pass
+""",
+    "other.py": """
+CONSTANT = 1
+SIZE = 2
+LONELY = 3
+def deep(): return deeper()
+def deeper(): return 1
+""",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "matters"),
+    [
+        ("exp_a.py", "LIMIT = 3", "LIMIT = 4", True),
+        ("exp_a.py", "TABLE.update(x=1)", "TABLE.update(x=2)", True),
+        ("exp_a.py", '("a", "b")', '("a", "c")', True),
+        ("exp_a.py", "def fallback(): return 1", "def fallback(): return 2", True),
+        ("exp_a.py", "return inner", "return None", True),
+        ("exp_a.py", "shared(), ", "shared(), 1, ", True),
+        ("helper.py", "return model", "return limit", True),
+        ("helper.py", "DEFAULT = 5", "DEFAULT = 6", True),  # a default argument
+        ("helper.py", "other.CONSTANT + 0", "other.CONSTANT + 1", True),
+        ("helper.py", "def method(self): return 1", "def method(self): return 2", True),
+        ("other.py", "CONSTANT = 1", "CONSTANT = 2", True),
+        ("other.py", "SIZE = 2", "SIZE = 3", True),
+        ("other.py", "def deeper(): return 1", "def deeper(): return 2", True),
+        ("exp_a.py", "UNUSED = 4", "UNUSED = 5", False),
+        ("exp_a.py", "# a comment", "# another", False),
+        ("exp_a.py", "Says what it does.", "Says it\n    in two lines.", False),
+        ("exp_a.py", '"""A docstring."""', '"""Another."""', False),
+        ("exp_a.py", "model = Model()", "model  =  Model( )", False),
+        ("exp_a.py", "return drawn(run)", "return 5", False),
+        ("helper.py", "def lonely(): return 1", "def lonely(): return 2", False),
+        ("helper.py", "class Stranger: pass", "class Stranger: x = 1", False),
+        ("other.py", "LONELY = 3", "LONELY = 4", False),
+    ],
+)  # fmt: skip
+def test_the_code_hash_changes_with_what_a_trial_can_reach(tmp_path, file, old, new, matters):
+    for name, text in REPOSITORY_FILES.items():
+        (tmp_path / name).write_text(text)
+    core.read_module.cache_clear()
+    before = core.code_hash(tmp_path / "exp_a.py")
+    text = REPOSITORY_FILES[file]
+    assert text.count(old) == 1
+    (tmp_path / file).write_text(text.replace(old, new))
+    core.read_module.cache_clear()
+    assert (core.code_hash(tmp_path / "exp_a.py") != before) is matters
+    core.read_module.cache_clear()
+
+
+# --- files and records
+
+
+def test_write_file_keeps_link_mode_and_group(tmp_path):
+    real = tmp_path / "real" / "log.md"
+    real.parent.mkdir()
+    real.write_text("old")
+    real.chmod(0o664)
+    groups = [g for g in (*os.getgroups(), 12345) if g != os.getgid()]
+    try:
+        os.chown(real, -1, groups[0])
+    except OSError:
+        groups = [real.stat().st_gid]
+    link = tmp_path / "log.md"
+    link.symlink_to(real)
+    core.write_file(link, b"new")
+    assert link.is_symlink() and real.read_text() == "new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o664
+    assert real.stat().st_gid == groups[0]
+    assert os.listdir(real.parent) == ["log.md"]
+
+
+def test_a_folder_that_cannot_be_synchronised_is_no_failure(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def refuse(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(22, "Invalid argument")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    core.write_file(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_debris(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as error:
+        core.write_file(tmp_path / "a", b"new")
+    assert error.value.filename == str(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    path = tmp_path / "0123.npz"
+    result = {"x": 1.5, "n": np.int64(3), "ok": np.bool_(True), "text": "ü|", "curve": np.eye(2)}
+    core.write_record(path, result, {"key": "0123", "seed": 0})
+    found, meta = core.read_record(path)
+    assert meta["seed"] == 0
+    assert (found["x"], found["n"], found["ok"], found["text"]) == (1.5, 3, True, "ü|")
+    assert np.array_equal(found["curve"], np.eye(2))
+    with pytest.raises(TypeError, match="'thing'"):
+        core.write_record(path, {"thing": object()}, {"key": "0123"})
+
+
+def damage(path, how, bomb):
+    """Spoil a record."""
+    content = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "bit":
+        path.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    elif how == "text":
+        path.write_text("not a record")
+    elif how == "foreign":
+        np.savez(path, x=np.ones(3))
+    elif how == "another trial's":
+        core.write_record(path, {"sum": 99.0, "spread": 99.0}, {"key": "0" * 16, "seconds": 1.0})
+    elif how == "pickle in npz":
+        bad = np.empty(1, dtype=object)
+        bad[0] = Bomb(bomb)
+        np.savez(path, **{"": np.array(json.dumps({"key": path.stem, "seconds": 0}))}, sum=bad)
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(bomb)))
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+DAMAGES = ["cut", "empty", "bit", "text", "foreign", "another trial's", "pickle in npz", "pickle"]
+
+
+def test_damaged_records_are_reported_and_computed_again(lab, capsys):
+    lab.run("--no-log")
+    good = lab.records()
+    capsys.readouterr()
+    bomb = lab.folder / "exploded"
+    paths = sorted((lab.folder / "runs" / "toy").glob("*.npz"))
+    for path, how in zip(paths, DAMAGES, strict=False):
+        damage(path, how, bomb)
+        assert core.read_record(path) is None, how
+        assert path.name in capsys.readouterr().err, how
+    untouched = paths[len(DAMAGES)].stat().st_mtime_ns
+    lab.run("--no-log")
+    assert lab.records() == good
+    assert paths[len(DAMAGES)].stat().st_mtime_ns == untouched
+    assert not bomb.exists()
+
+
+def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path, capsys):
+    checkpoint = core.Checkpoint(tmp_path / "a.checkpoint")
+    assert checkpoint.load() is None
+    state = {"w": torch.arange(3.0), "epoch": 2, "names": ["a"]}
+    checkpoint.save(state)
+    loaded = checkpoint.load()
+    assert torch.equal(loaded["w"], state["w"]) and loaded["epoch"] == 2
+    content = checkpoint.path.read_bytes()
+    bomb = tmp_path / "exploded"
+    for bad in (content[:-40], b"", b"text", pickle.dumps(Bomb(bomb))):
+        checkpoint.path.write_bytes(bad)
+        assert checkpoint.load() is None
+        assert "a.checkpoint" in capsys.readouterr().err
+    torch.save({"w": Bomb(bomb)}, checkpoint.path)
+    assert checkpoint.load() is None
+    assert not bomb.exists()
+    checkpoint.remove()
+    checkpoint.remove()
+    assert not checkpoint.path.exists()
+
+
+def test_a_checkpoint_is_due_after_a_while(tmp_path, monkeypatch):
+    checkpoint = core.Checkpoint(tmp_path / "a")
+    assert not checkpoint.is_due()
+    monkeypatch.setattr(core, "CHECKPOINT_SECONDS", -1.0)
+    assert checkpoint.is_due()
+
+
+def test_a_file_enters_by_its_content(lab, monkeypatch):
+    first = lab.folder / "one.txt"
+    copy = lab.folder / "two.txt"
+    other = lab.folder / "three.txt"
+    first.write_text("abc")
+    copy.write_text("abc")
+    other.write_text("abcd")
+    trials = lab.folder / "trials.txt"
+    monkeypatch.setenv("TOY", f"open({str(trials)!r}, 'a').write('x')")
+    counts = []
+    for path in (first, copy, other):
+        lab.run("--text", str(path), "--no-log", "--seeds", "1")
+        counts.append(len(trials.read_text()))
+    assert counts == [2, 2, 4]
+    first.write_text("xyz!")
+    lab.run("--text", str(first), "--no-log", "--seeds", "1")
+    assert len(trials.read_text()) == 6
+
+
+def test_a_stack_of_seeds_is_one_unit(lab):
+    counts = lab.folder / "counts.txt"
+    counts.write_text("")
+    toy = lab.toy()
+    # the setting is any text file: its content is fixed before the trials append to it
+    changes = {
+        "trial": toy.stacked_trial,
+        "seeds_per_batch": 2,
+        "arms": {"plain": {}},
+        "ablations": {},
+        "claims": [],
+        "plot": lambda run: {},
+        "across": None,
+    }
+    argv = ["--text", str(counts), "--no-log"]
+    lab.run(*argv, toy=toy, **changes)
+    assert counts.read_text() == "2 1 "
+    counts.write_text("")
+    records = sorted((lab.folder / "runs" / "toy").glob("*.npz"))
+    stacks = {}
+    for path in records:
+        result, _ = core.read_record(path)
+        stacks.setdefault(result["spread"], []).append(path)
+    assert sorted(len(paths) for paths in stacks.values()) == [1, 2]
+    stacks[2][0].unlink()
+    lab.run(*argv, toy=toy, **changes)
+    assert counts.read_text() == "2 "
+
+
+# --- processes
+
+
+def test_serial_pool_and_torchrun_give_the_same_bits(lab):
+    port = str(free_port())
+    flags = ["--no-log", "--seeds", "2"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    serial = lab.start(*flags, "--jobs", "1", "--runs", "serial")
+    pool = lab.start(*flags, "--jobs", "2", "--runs", "pool")
+    ends = [process.communicate(timeout=PATIENCE) for process in (serial, pool)]
+    code, out, err = lab.finish(*flags, "--runs", "group", python=launcher)
+    assert (serial.returncode, pool.returncode, code) == (0, 0, 0), (ends, err)
+    assert len(lab.records("serial")) == 6
+    assert lab.records("serial") == lab.records("pool") == lab.records("group")
+    assert ends[0][0] == ends[1][0] == out
+
+
+def wait_for(condition, seconds=PATIENCE):
+    """Wait until it is true; fails after a while."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    """Whether a process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+NOTE_PID = "open('pids', 'a').write(f'{os.getpid()} {config.size} {config.rate} {seed}\\n')\n"
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on(lab):
+    hang = f"{NOTE_PID}time.sleep(600 if (config.size, seed) == (2, 1) else 0)"
+    process = lab.start("--jobs", "2", env={"TOY": hang})
+    pids = lab.folder / "pids"
+    wait_for(lambda: pids.exists() and "2 0.5 1" in pids.read_text() and len(lab.records()) > 2)
+    process.kill()
+    process.communicate(timeout=20)  # ends only when no worker holds the pipes
+    workers = {line.split()[0] for line in pids.read_text().splitlines()}
+    wait_for(lambda: not any(is_alive(pid) for pid in workers), 20)
+    finished = lab.records()
+    pids.unlink()
+    code, _, err = lab.finish("--jobs", "2", env={"TOY": NOTE_PID})
+    assert code == 0 and complaints(err) == []
+    again = pids.read_text().splitlines()
+    assert len(again) == 9 - len(finished)
+    assert f"{len(finished)} finished before" in err
+    assert finished.items() <= lab.records().items()
+
+
+def test_a_run_killed_while_its_workers_start_leaves_no_process(lab):
+    env = {"TOY_IMPORT": "open('pids', 'a').write(f'{os.getpid()} '); time.sleep(1)"}
+    process = lab.start("--jobs", "2", "--no-log", env=env)
+    pids = lab.folder / "pids"
+    wait_for(pids.exists)
+    process.terminate()
+    process.communicate(timeout=60)
+    wait_for(lambda: not any(is_alive(pid) for pid in pids.read_text().split()), 60)
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"TOY": "if seed == 1: raise ValueError('boom')\ntime.sleep(600 * (seed == 2))"}, "boom"),
+        ({"TOY": "if seed == 1: os.kill(os.getpid(), 9)\ntime.sleep(600 * (seed == 2))"}, "killed"),
+        ({"TOY_IMPORT": "os._exit(7)"}, "ended"),
+    ],
+    ids=["error", "SIGKILL", "import"],
+)
+def test_a_lost_worker_ends_the_run_in_one_line(lab, env, words):
+    process = lab.start("--jobs", "2", "--no-log", "--arms", "plain", env=env)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    lines = complaints(err)
+    assert len(lines) == 1, err
+    assert words in lines[0] or (words == "ended" and "worker" in lines[0])
+    assert out == ""
+
+
+def test_ctrl_c_at_any_time_is_one_line(lab):
+    sleeping = lab.start("--jobs", "2", "--no-log", env={"TOY": f"{NOTE_PID}time.sleep(600)"})
+    importing = lab.start("--jobs", "2", "--no-log")
+
+    def loads_torch():
+        return "libtorch" in Path(f"/proc/{importing.pid}/maps").read_text()
+
+    wait_for(loads_torch)
+    os.killpg(importing.pid, signal.SIGINT)
+    _, err = importing.communicate(timeout=60)
+    assert importing.returncode == 130 and len(complaints(err)) == 1, err
+
+    pids = lab.folder / "pids"
+    wait_for(lambda: pids.exists() and len(pids.read_text().splitlines()) == 2)
+    for _ in range(2):  # as a terminal does: to workers too, and impatient
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(sleeping.pid, signal.SIGINT)
+        time.sleep(0.1)
+    _, err = sleeping.communicate(timeout=60)
+    assert sleeping.returncode == 130 and len(complaints(err)) == 1, err
+    workers = {line.split()[0] for line in pids.read_text().splitlines()}
+    wait_for(lambda: not any(is_alive(pid) for pid in workers), 20)
+
+
+def test_a_file_that_can_be_read_once_is_refused(lab, capsys):
+    reader, writer = os.pipe()
+    os.write(writer, b"abc")
+    with pytest.raises(SystemExit) as end:
+        lab.run("--text", f"/dev/fd/{reader}")
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--text" in err
+    os.close(reader)
+    os.close(writer)
+
+
+def test_nothing_in_the_surroundings_matters(lab, tmp_path):
+    """Interpreter, folder, link, matplotlib's settings, PATH, streams: same numbers, figures."""
+    settings = tmp_path / "matplotlibrc"
+    settings.write_text("text.usetex: True\nbackend: TkAgg\nfont.size: 30\naxes.facecolor: red\n")
+    away = tmp_path / "my plöts | $a_b$"
+    away.mkdir()
+    link = away / "another name.py"
+    link.symlink_to(lab.script)
+    env = {
+        "MATPLOTLIBRC": str(settings),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PATH": "",
+        "GIT_DIR": str(HERE / ".git"),
+        "GLOO_SOCKET_IFNAME": "nonsense",
+        "PYTHONIOENCODING": "ascii",
+        "LC_ALL": "C",
+        "TOY": "import warnings; warnings.warn('careful')",
+    }
+    plain = lab.start("--jobs", "1")
+    with open("/dev/full", "w") as full:
+        process = lab.start(
+            "--jobs", "2", "--runs", "runs", "--logbook", "log.md", "--plots", "./plots |",
+            python=["-OO", "-W", "error", "-X", "utf8=0"], env=env, cwd=away, script=link.name,
+            stdout=full,
+        )  # fmt: skip
+    _, err = process.communicate(timeout=PATIENCE)
+    assert plain.communicate(timeout=PATIENCE) and plain.returncode == 0
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert "commit unknown" in (away / "log.md").read_text(encoding="utf-8")
+    expected = sorted((lab.folder / "plots").iterdir())
+    assert [path.name for path in expected] == sorted(os.listdir(away / "plots |"))
+    for path in expected:
+        assert path.read_bytes() == (away / "plots |" / path.name).read_bytes(), path.name
+
+
+def test_a_reader_that_has_gone_is_no_failure(lab):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = f'exec "{sys.executable}" exp_toy.py --jobs 1 >&{writer} 2>&-'
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    end = subprocess.run(["bash", "-c", command], cwd=lab.folder, pass_fds=[writer], env=env)
+    os.close(writer)
+    assert end.returncode == 0
+    assert "entry toy" in lab.log.read_text(encoding="utf-8")
+
+
+def test_the_stamp_names_this_repository_or_none(tmp_path, monkeypatch):
+    if shutil.which("git") is None:
+        pytest.skip("git is absent")
+    folder = tmp_path / "repository"
+    inside = folder / "inside"
+    inside.mkdir(parents=True)
+    other = tmp_path / "other"
+    for place in (folder, other):
+        place.mkdir(exist_ok=True)
+        (place / "core.py").write_text("x = 1\n")
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", f"safe.directory={place}"]
+        for words in (["init", "-q"], ["add", "."], ["commit", "-qm", place.name]):
+            subprocess.run(["git", "-C", place, *identity, *words], check=True)
+    monkeypatch.setattr(core, "REPOSITORY", folder.resolve())
+    clean = core.commit()
+    assert re.fullmatch(r"[0-9a-f]{8}", clean)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert core.commit() == clean
+    (folder / "core.py").write_text("x = 2\n")
+    assert core.commit() == f"{clean} with changes"
+    monkeypatch.setattr(core, "REPOSITORY", inside.resolve())
+    assert core.commit() == "unknown"
+    monkeypatch.setattr(core, "REPOSITORY", folder.resolve())
+    for path in ("", str(tmp_path / "missing")):
+        monkeypatch.setenv("PATH", path)
+        assert core.commit() == "unknown"
+
+
+def test_smoke_writes_nothing(lab, capsys):
+    before = lab.everything()
+    lab.run("--smoke")
+    assert lab.everything() == before
+    assert "plain" in capsys.readouterr().out
+
+
+# --- log
+
+
+def links_of(log):
+    """Files that a log's links lead to."""
+    folder = Path(os.path.realpath(log)).parent
+    targets = re.findall(r"\]\(([^)#][^)]*)\)", log.read_text(encoding="utf-8-sig"))
+    return [folder / urllib.parse.unquote(target) for target in targets]
+
+
+def check_tables(text):
+    """Every row of a table has as many cells as its head; returns their number."""
+    tables = 0
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()}
+        assert len(widths) == 1, block
+        tables += 1
+    return tables
+
+
+def test_an_entry_is_made_replaced_and_keeps_its_words(lab, capsys, monkeypatch):
+    lab.run("--note", "A note with | and <b> and `code` and <!-- entries -->.")
+    first = lab.log.read_text()
+    assert check_tables(first) == 5  # index, arms, notebook, ours, appendix
+    assert "## Does the toy add up?\n" in first and "**Conclusion.** A note with " in first
+    assert f"| {core.plain(HOSTILE_ARM)} |" in first
+    assert "`python exp_toy.py`" in first
+    assert all(path.is_file() for path in links_of(lab.log)) and len(links_of(lab.log)) == 4
+    index = first[: first.index("<!-- /index -->")]
+    assert "[Does the toy add up?](#toy) | 1 reproduced, 1 refuted | 1 supported |" in index
+    appendix = first[first.index("<!-- appendix -->") :]
+    rows = re.findall(r"^\| (\S+) \| .* \| \[(\w+)\]\(#toy\) \|$", appendix, re.MULTILINE)
+    assert rows == [("opening", "refuted"), ("6/3", "reproduced"), ("ours", "supported")]
+
+    edited = first.replace("## Does the toy add up?", "## The toy | adds up")
+    edited = re.sub(r"\*\*Conclusion\.\*\* .*", "**Conclusion.** Mine.\n\nMore.", edited, count=1)
+    lab.log.write_text("My own lines.\n" + edited + "My last line.\n")
+    lab.run()
+    again = lab.log.read_text()
+    assert again.startswith("My own lines.\n") and again.endswith("My last line.\n")
+    assert "## The toy | adds up\n\n**Conclusion.** Mine.\n\nMore.\n\n" in again
+    assert again.count("<!-- entry ") == 1 and check_tables(again) == 5
+    assert "adds up](#toy)" in again
+
+    monkeypatch.setattr(core, "REPOSITORY", lab.folder)
+    core.status(lab.log)
+    assert "toy: up to date" in capsys.readouterr().out
+
+    changed = lab.script.read_text().replace("/ 100\n", "/ 50\n")  # other code, other numbers
+    lab.script.write_text(changed)
+    core.read_module.cache_clear()
+    core.status(lab.log)
+    assert "has changed since" in capsys.readouterr().out
+    lab.run()
+    capsys.readouterr()
+    core.status(lab.log)
+    assert "toy: numbers changed after its words" in capsys.readouterr().out
+    lab.run()  # the same numbers again: the words are still older
+    capsys.readouterr()
+    core.status(lab.log)
+    assert "toy: numbers changed" in capsys.readouterr().out
+    lab.log.write_text(lab.log.read_text().replace("Mine.", "Read again."))
+    core.status(lab.log)
+    assert "toy: up to date" in capsys.readouterr().out
+    lab.run("--note", "Another note.")
+    last = lab.log.read_text()
+    assert "**Conclusion.** Another note." in last and "Read again." not in last
+    assert "## The toy | adds up" in last
+    (lab.folder / "exp_new.py").write_text('"""Q?"""\ndef trial(config, seed, job): return {}\n')
+    core.status(lab.log)
+    assert "new: no entry" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["**Conclusion.** Old.\n", "Mine, without the mark.\n\n"])
+def test_a_note_is_never_lost(lab, words):
+    lab.run()
+    text = lab.log.read_text()
+    lab.log.write_text(re.sub(r"\*\*Conclusion\.\*\*.*\n\n", words, text, count=1))
+    lab.run("--note", "Kept.")
+    assert "Kept." in lab.log.read_text()
+
+
+def test_other_runs_stand_apart(lab):
+    lab.run()
+    of_record = lab.log.read_text()
+    for _ in range(2):  # the same run replaces its entry
+        lab.run("--dim", "8", "--first-seed", "7")
+    lab.run("--arms", "double", HOSTILE_ARM, "--seeds", "2")
+    text = lab.log.read_text()
+    names = re.findall(r"<!-- entry (\S+) -->", text)
+    assert len(set(names)) == len(names) == 3 and names[0] == "toy"
+    others = text[text.index("<!-- other runs -->") : text.index("<!-- appendix -->")]
+    assert others.count("<!-- entry ") == 2
+    assert "dim 8" in others and "seeds 7 to 9" in others
+    assert "3 claims are not judged" in others and "--dim 4" in others
+    for start, end in (("<!-- index", "<!-- other"), ("<!-- appendix", "<!-- /appendix")):
+        part = slice(of_record.index(start), of_record.index(end))
+        assert of_record[part] in text  # neither index nor appendix speak of other runs
+    files = {path.name for path in (lab.folder / "plots").iterdir()}
+    assert {"toy-curve.png", *(f"{name}-arms.csv" for name in names)} <= files
+    check_tables(text)
+
+
+def test_figures_that_an_entry_no_longer_shows_are_removed(lab):
+    toy = lab.run()
+    (lab.folder / "plots" / "toy-mine.png").write_bytes(b"x")
+    lab.run(toy=toy, plot=lambda run: {"note.txt": "other"})
+    files = {path.name for path in (lab.folder / "plots").iterdir()}
+    assert files == {"toy-arms.csv", "toy-claims.csv", "toy-note.txt", "toy-mine.png"}
+    assert (lab.folder / "plots" / "toy-note.txt").read_text() == "other"
+
+
+def test_csv_files_hold_every_trial_and_claim(lab):
+    lab.run()
+    with open(lab.folder / "plots" / "toy-arms.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["seed"]) for row in rows] == list(
+        itertools.product(["plain", "double", HOSTILE_ARM], "012")
+    )
+    assert float(rows[3]["sum"]) == pytest.approx(2, abs=0.1)
+    with open(lab.folder / "plots" / "toy-claims.csv", newline="", encoding="utf-8") as file:
+        claims = list(csv.DictReader(file))
+    assert [row["verdict"] for row in claims] == ["reproduced", "supported", "refuted"]
+    assert claims[0]["notebook"] == "graph notebook"
+
+
+BLOCK = (
+    '<!-- entry {0} --><a id="{0}"></a>\n## Heading\n\n**Conclusion.** Words.\n\n'
+    "<!-- results {0}: code 12345678, numbers 12345678 -->\nresults\n<!-- /results -->\n"
+)
+
+
+def log_with(*names):
+    """A whole log with entries of these names."""
+    entries = "".join(BLOCK.format(name) + "\n" for name in names)
+    return core.EMPTY_LOGBOOK.replace("<!-- other runs -->", entries + "<!-- other runs -->")
+
+
+WHOLE = log_with("one", "two")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        WHOLE.replace("## Heading", "<<<<<<< HEAD\n## Heading", 1),
+        WHOLE.replace("results\n<!--", "results\n>>>>>>> branch\n<!--", 1),
+        WHOLE.replace("<!-- /results -->", "", 1),
+        WHOLE.replace("<!-- results one", "<!-- results won"),
+        WHOLE.replace('<!-- entry one --><a id="one"></a>\n', ""),
+        WHOLE.replace("<!-- index -->\n", ""),
+        WHOLE.replace("<!-- appendix -->", "<!-- appendix --> <!-- appendix -->"),
+        WHOLE.replace("<!-- /index -->", "<!-- index -->"),
+        log_with("one", "one"),
+        "# another file\n",
+        "",
+        WHOLE.encode("utf-16"),
+        WHOLE.encode() + b"\xff",
+    ],
+)
+def test_a_damaged_log_is_refused_and_left_alone(lab, capsys, content):
+    content = content if isinstance(content, bytes) else content.encode()
+    lab.log.write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        lab.run()
+    assert end.value.code == 2
+    assert lab.log.read_bytes() == content
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--logbook" in err
+    assert not (lab.folder / "runs" / "toy").exists()
+
+
+def test_byte_order_mark_line_ends_link_and_mode_survive(lab):
+    real = lab.folder / "elsewhere | $x_y" / "log.md"
+    real.parent.mkdir()
+    real.write_bytes(b"\xef\xbb\xbf" + WHOLE.replace("\n", "\r\n").encode())
+    real.chmod(0o640)
+    lab.log.symlink_to(real)
+    lab.run()
+    content = real.read_bytes()
+    assert lab.log.is_symlink() and stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert content.startswith(b"\xef\xbb\xbf# Logbook\r\n")
+    assert content.count(b"\n") == content.count(b"\r\n") > 50
+    text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    assert all(text.count(BLOCK.format(name)) == 1 for name in ("one", "two"))
+    assert len(links_of(lab.log)) == 4 and all(path.is_file() for path in links_of(lab.log))
+    assert "1 reproduced, 1 refuted" in text[: text.index("<!-- /index -->")]
+    lab.run()
+    assert real.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["my plots", "gräph", "a|b", "a$b$c_d", "(x) [y]", "50%25"])
+def test_links_lead_through_any_folder(lab, name):
+    log = lab.folder / name / "log.md"
+    plots = lab.folder / f"p {name}"
+    (lab.folder / "linked").symlink_to(lab.folder)
+    argv = ["--logbook", str(lab.folder / "linked" / name / "log.md"), "--plots", str(plots)]
+    toy = lab.toy()
+    core.main(toy.parser, toy.ARMS, toy.ABLATIONS, toy.trial, toy.CLAIMS, toy.plot, toy.COLUMNS,
+              toy.TINY, across=toy.across, argv=[*lab.places(), *argv])  # fmt: skip
+    assert len(links_of(log)) == 4 and all(path.is_file() for path in links_of(log))
+    assert "1 reproduced" in log.read_text(encoding="utf-8")
+    check_tables(log.read_text(encoding="utf-8"))
+
+
+def test_a_damaged_claims_file_does_not_stop_another_run(lab):
+    lab.run()
+    text = lab.log.read_text()
+    lab.log.write_text(text.replace("<!-- entries -->\n", "<!-- entries -->\n" + BLOCK.format("b")))
+    for content in (b"<<<<<<< HEAD\nx\n", b"\xff\xfe\x00", b"", None):
+        claims = lab.folder / "plots" / "b-claims.csv"
+        linked = lab.log.read_text().replace("\nresults\n", "\n[all claims](plots/b-claims.csv)\n")
+        lab.log.write_text(linked)
+        if content is None:
+            claims.unlink()
+        else:
+            claims.write_bytes(content)
+        lab.run()
+        assert "| [Heading](#b) | – | – |" in lab.log.read_text()
+
+
+def an_entry(name, numbers="12345678"):
+    return core.Entry(name, True, f"Heading {name}", "Words.", "results", "87654321", numbers)
+
+
+def test_kills_at_any_time_leave_the_log_whole(tmp_path):
+    log = tmp_path / "log.md"
+    core.update_logbook(log, an_entry("first"))
+    rng = random.Random(0)
+    finished = {"first"}
+    for attempt in range(100):
+        name = f"e{attempt}"
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            core.update_logbook(log, an_entry(name))
+            os._exit(0)
+        time.sleep(rng.uniform(0, 0.004))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            finished.add(name)
+        entries = {entry["id"] for entry in core.find_entries(core.read_logbook(log))}
+        assert finished <= entries
+    assert len(finished) < 100  # some were killed in the middle
+    core.update_logbook(log, an_entry("last"))
+    assert "last" in {entry["id"] for entry in core.find_entries(core.read_logbook(log))}
+
+
+def test_sixteen_writers_lose_nothing(tmp_path):
+    log = tmp_path / "log.md"
+    children = []
+    for writer in range(16):
+        child = os.fork()
+        if child == 0:
+            try:
+                for i in range(10):
+                    core.update_logbook(log, an_entry(f"w{writer}-{i % 8}", f"{i:08d}"))
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        children.append(child)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    entries = {entry["id"]: entry for entry in core.find_entries(core.read_logbook(log))}
+    assert len(entries) == 16 * 8
+    assert entries["w3-1"]["numbers"] == f"{9:08d}"  # the last to replace it
+    assert os.listdir(tmp_path) == ["log.md"]
+
+
+def test_status_of_a_damaged_log_is_one_line(lab, capsys, monkeypatch):
+    lab.log.write_text("<<<<<<< HEAD\n")
+    monkeypatch.setattr(sys, "argv", ["core.py", "status"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(lab.folder / "core.py"), run_name="__main__")
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "logbook.md" in err
