@@ -1,6 +1,7 @@
 """core.py against independent oracles: torch's own, NumPy, exact counts; then the harness."""
 
 import argparse
+import contextlib
 import csv
 import importlib.util
 import itertools
@@ -13,6 +14,7 @@ import re
 import runpy
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
