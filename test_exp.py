@@ -43,6 +43,16 @@ EFFECTS = {
         "graphs": ({}, 3),
         "epochs": ({}, 30),
     },
+    "exp_logic_circuit": {
+        "gates": ({}, "tables"),
+        "width": ({}, 5),
+        "depth": ({}, 2),
+        "lr": ({}, 0.01),
+        "pass_through": ({}, 0.6),
+        "batch": ({}, 8),
+        "steps": ({}, 100),
+        "patience": ({}, 0),
+    },
     "exp_pyramid_edges": {"base": ({}, 4), "receptive_field": ({}, 1), "float32": ({}, "off")},
 }
 
