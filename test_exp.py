@@ -3,19 +3,27 @@
 import argparse
 import importlib
 import itertools
+import os
 import re
+import resource
 import runpy
+import signal as signals
+import subprocess
 import sys
 from math import comb
 from pathlib import Path
 
 import core
+import exp_logic_circuit as circuit
 import exp_pyramid_edges
 from test_core import NUMBERS, exact_powers, exact_vectors
 
 import numpy as np
 import pytest
 import torch
+from scipy import signal, stats
+
+torch.set_num_threads(1)  # tests run side by side
 
 SCRIPTS = [
     path
@@ -281,3 +289,645 @@ def test_why_base_3_is_an_exception():
         assert power[other][corner] == power[middle][corner]
     assert p.colour[other] != p.colour[corner]
     assert p.colour[middle] == p.colour[corner]
+
+
+# exp_logic_circuit, and the gate layers that it is made of
+
+# for test_core.py: Life's data and gate layers
+
+RELAXED = {  # each gate as it is usually written
+    "FALSE": lambda a, b: 0 * a,
+    "AND": lambda a, b: a * b,
+    "A AND NOT B": lambda a, b: a - a * b,
+    "A": lambda a, b: a,
+    "B AND NOT A": lambda a, b: b - a * b,
+    "B": lambda a, b: b,
+    "XOR": lambda a, b: a + b - 2 * a * b,
+    "OR": lambda a, b: a + b - a * b,
+    "NOR": lambda a, b: 1 - (a + b - a * b),
+    "XNOR": lambda a, b: 1 - (a + b - 2 * a * b),
+    "NOT B": lambda a, b: 1 - b,
+    "A OR NOT B": lambda a, b: 1 - b + a * b,
+    "NOT A": lambda a, b: 1 - a,
+    "B OR NOT A": lambda a, b: 1 - a + a * b,
+    "NAND": lambda a, b: 1 - a * b,
+    "TRUE": lambda a, b: 1 + 0 * a,
+    "RELU": lambda a, b: np.maximum(a, 0),
+}
+
+
+def all_cells(seeds=1):
+    """All 512 neighbourhoods as input of S networks: [S, 9, 512]."""
+    return torch.from_numpy(core.NEIGHBOURHOODS.T.copy()).expand(seeds, 9, 512)
+
+
+def test_life_is_the_rule_of_the_game():
+    board = np.random.default_rng(0).random((40, 50)) < 0.4
+    around = signal.convolve2d(board, [[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="valid")
+    expected = (around == 3) | (board[1:-1, 1:-1] & (around == 2))
+    windows = np.lib.stride_tricks.sliding_window_view(board, (3, 3)).reshape(*expected.shape, 9)
+    np.testing.assert_array_equal(core.LIFE[windows @ 2 ** np.arange(9)[::-1]], expected)
+    np.testing.assert_array_equal(core.CELLS_ALIVE, [i.bit_count() for i in range(512)])
+
+
+def test_chances_of_neighbourhoods():
+    chance = core.neighbourhood_chances(0.254)
+    assert chance.sum() == pytest.approx(1)
+    np.testing.assert_allclose(chance, [0.254**k * 0.746 ** (9 - k) for k in core.CELLS_ALIVE])
+
+
+def test_batches_of_neighbourhoods_are_drawn_with_their_chances():
+    batches = core.neighbourhood_batches([3, 4], 0.254, 512)
+    counts = torch.stack([next(batches) for _ in range(300)]).double()  # [300, 2, 512]
+    assert (counts.sum(-1) == 512).all()
+    expected = 300 * 512 * core.neighbourhood_chances(0.254)
+    often = expected > 5
+    for row in range(2):
+        seen = counts[:, row].sum(0).numpy()
+        seen = np.append(seen[often], seen[~often].sum())
+        wanted = np.append(expected[often], expected[~often].sum())
+        assert stats.chisquare(seen, wanted).pvalue > 1e-4
+    alone = core.neighbourhood_batches([4], 0.254, 512)
+    assert torch.equal(torch.stack([next(alone)[0] for _ in range(70)]).double(), counts[:70, 1])
+
+
+def test_a_gates_number_is_its_truth_table_and_gives_its_polynomial_exactly():
+    corners = list(itertools.product((0, 1), repeat=2))
+    for number, name in enumerate(core.LOGIC_GATES):
+        bits = [number >> 3 & 1, number >> 2 & 1, number >> 1 & 1, number & 1]
+        assert core.truth_table(torch.tensor(number)).tolist() == bits
+        assert [RELAXED[name](a, b) for a, b in corners] == bits
+        c0, c1, c2, c3 = (torch.tensor(bits).float() @ core.FROM_CORNERS).tolist()
+        for a, b in itertools.product((-2, 0, 3, 5), repeat=2):  # integers: exact in floats
+            assert c0 + c1 * a + c2 * b + c3 * a * b == RELAXED[name](a, b)
+
+
+GATE_SETS = (core.LOGIC_GATES, ("AND", "XOR", "OR", "NAND"), ("RELU", *core.GATES[1:16]))
+
+
+@pytest.mark.parametrize("normalise", ["none", "sum", "softmax"])
+@pytest.mark.parametrize("gates", GATE_SETS, ids=len)
+def test_coefficients_are_the_weighted_sum_of_the_gates(gates, normalise):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 2, 3, 7))
+    weight = rng.random((2, 3, len(gates)))
+    share = {
+        "none": weight,
+        "sum": weight / weight.sum(-1, keepdims=True),
+        "softmax": np.exp(weight) / np.exp(weight).sum(-1, keepdims=True),
+    }[normalise]
+    expected = sum(share[..., g, None] * RELAXED[name](a, b) for g, name in enumerate(gates))
+
+    mixture = core.GateMixture(torch.from_numpy(weight), gates, normalise).double()
+    operands = torch.from_numpy(np.stack([a, b], 1)).requires_grad_()
+    found = core.mix_gates(operands, mixture.coefficients())
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-10)
+    assert torch.autograd.gradcheck(
+        lambda x, w: core.mix_gates(x, mixture.coefficients()), (operands, mixture.weight)
+    )
+
+
+def test_relu_of_one_operand():
+    mixture = core.GateMixture(torch.tensor([[[2.0], [3.0]]]), ("RELU",))
+    found = core.mix_gates(torch.tensor([[[[-1.0, 1.0], [2.0, -2.0]]]]), mixture.coefficients())
+    assert found.tolist() == [[[0, 2], [6, 0]]]
+
+
+def test_truth_tables_are_linear_between_their_corners():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 3, 4))
+    a, b = rng.random((2, 2, 3, 7))
+    entry = 1 / (1 + np.exp(-logits))[..., None]
+    upper = (1 - b) * entry[:, :, 2] + b * entry[:, :, 3]
+    lower = (1 - b) * entry[:, :, 0] + b * entry[:, :, 1]
+    operands = torch.from_numpy(np.stack([a, b], 1)).float()
+    tables = core.TruthTables(torch.from_numpy(logits).float())
+    found = core.mix_gates(operands, tables.coefficients())
+    np.testing.assert_allclose(found.detach(), (1 - a) * lower + a * upper, rtol=1e-5, atol=1e-6)
+
+
+def test_hardening_takes_the_heaviest_gate_and_the_nearest_table():
+    corners = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1]])
+    for number in range(16):
+        expected = core.truth_table(torch.tensor(number))
+        mixture = core.GateMixture(torch.eye(16)[number].view(1, 1, 16) + 0.1)
+        tables = core.TruthTables((2 * expected - 1).view(1, 1, 4))
+        for gates in (mixture, tables):
+            assert gates.hardened().item() == number
+            layer = core.GateLayer(core.WiredOperands(np.array([[[0], [1]]]), 2), gates)
+            assert torch.equal(layer.hardened(corners[None])[0, 0], expected)
+    few = core.GateMixture(torch.tensor([[[0.1, 0.2]]]), ("AND", "OR"))
+    assert core.GATES[few.hardened().item()] == "OR"
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(9, 128), (9, 5), (128, 64), (2, 1), (3, 2)])
+def test_wires_use_every_input_and_never_one_twice(inputs, units):
+    for seed in range(20):
+        wires = core.draw_wires(inputs, units, np.random.default_rng(seed))
+        assert wires.shape == (2, units)
+        assert (wires[0] != wires[1]).all()
+        used = np.bincount(wires.ravel(), minlength=inputs)
+        assert len(used) == inputs
+        assert used.sum() == 2 * units
+        if units == 128:
+            assert used.min() >= 20  # 28 each, but for those rewired away from a twin
+            assert used.max() <= 40
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(1, 3), (9, 4)])
+def test_what_cannot_be_wired_is_refused(inputs, units):
+    with pytest.raises(ValueError, match="cannot use"):
+        core.draw_wires(inputs, units, np.random.default_rng(0))
+
+
+def test_wired_operands_read_their_wires():
+    rng = np.random.default_rng(0)
+    wires = np.stack([core.draw_wires(5, 4, rng) for _ in range(3)])
+    x = torch.randn(3, 5, 7)
+    found = core.WiredOperands(wires, 5)(x)
+    for s, side, unit in itertools.product(range(3), range(2), range(4)):
+        assert torch.equal(found[s, side, unit], x[s, wires[s, side, unit]])
+
+
+@pytest.mark.parametrize("gates", ["softmax", "tables"])
+def test_a_wired_network_starts_by_passing_an_input_on(gates):
+    network = core.wired_gate_network((9, 16, 16, 8, 4, 2, 1), [3, 4], gates, 0.9)
+    output = network.hardened(all_cells(2))
+    for seed in range(2):
+        assert any(torch.equal(output[seed], cell) for cell in all_cells()[0])
+    c = network[0].gates.coefficients()[0, 0].tolist()
+    found = c[0] + 0.3 * c[1] + 0.8 * c[2] + 0.24 * c[3]
+    if gates == "softmax":  # 0.9 of A, the rest in equal parts
+        rest = sum(RELAXED[name](0.3, 0.8) for name in core.LOGIC_GATES if name != "A")
+        assert found == pytest.approx(0.9 * 0.3 + 0.1 / 15 * rest, rel=1e-5)
+    else:  # 0.1 where A is 0, 0.9 where it is 1
+        assert found == pytest.approx(0.7 * 0.1 + 0.3 * 0.9, rel=1e-5)
+
+
+# for test_exp.py: exp_logic_circuit.py
+
+CONFIG = {"gates": "tables", "lr": 0.1, "batch": 64, "steps": 150}
+
+
+def train(seeds, gates="tables", sizes=(9, 24, 12, 6, 3, 2, 1), **config):
+    """What train_until_exact returns for a small network."""
+    network = core.wired_gate_network(sizes, seeds, gates, 0.9)
+    return circuit.train_until_exact(network, seeds, argparse.Namespace(**(CONFIG | config)))
+
+
+@pytest.mark.parametrize("gates", ["softmax", "tables"])
+def test_a_seed_is_the_same_to_the_bit_in_any_company(gates):
+    (alone,), (circuit_alone,) = train([4], gates)
+    for seeds in ([3, 4, 5], [9, 4], [0, 1, 2, 3, 4, 5, 6, 7]):
+        results, circuits = train(seeds, gates)
+        np.testing.assert_equal(results[seeds.index(4)], alone)
+        assert circuits[seeds.index(4)] == circuit_alone
+
+
+def test_an_easy_rule_is_learned_exactly_and_the_step_is_told(monkeypatch):
+    easy = (core.NEIGHBOURHOODS[:, 0] != core.NEIGHBOURHOODS[:, 1]).astype(np.float32)
+    monkeypatch.setattr(core, "LIFE", easy)
+    results, circuits = train([3, 4, 5], sizes=(9, 40, 20, 10, 5, 3, 2, 1), steps=1500)
+    assert any(result["exact"] for result in results)
+    for result, found in zip(results, circuits, strict=True):
+        wrong = int((circuit.output_table(found) != (easy == 1)).sum())
+        assert result["exact"] == (result["steps to exact"] % circuit.CHECK_EVERY == 0)
+        assert result["exact"] == (result["wrong neighbourhoods"] == 0)
+        assert wrong >= result["wrong neighbourhoods"]
+        assert (wrong == 0) == bool(result["exact"])
+
+
+def test_what_a_check_notes():
+    result = {"exact": 0.0}
+    for step, loss, soft, hard in ((0, 0.2, 9, 50), (750, 0.1, 0, 7), (775, 0.05, 0, 9)):
+        circuit.record(result, step, loss, soft, hard)
+    assert result["wrong neighbourhoods"] == 7
+    assert result["wrong when soft is right"] == 7
+    assert result["soft never right"] == result["exact"] == 0
+    variance = 140 / 512 * (372 / 512)  # 140 of the 512 neighbourhoods live on
+    assert result["variance left at step 750"] == pytest.approx(0.1 / variance)
+    assert result["variance left"] == pytest.approx(0.05 / variance)
+    circuit.record(result, 800, 0.01, 3, 0)
+    assert result["exact"] == 1
+    assert result["steps to exact"] == 800
+
+
+def test_the_recommended_network_is_exact_and_its_circuit_small_and_right():
+    config = circuit.parser.parse_args([])
+    row = {"gates": "tables", "width": 128, "depth": 8, "patience": 20}
+    settings = {key: value[0] for key, value in vars(config).items() if isinstance(value, list)}
+    job = argparse.Namespace(device=torch.device("cpu"), threads=1)
+    (result,) = circuit.trial(argparse.Namespace(**(settings | row)), [3], job)
+    assert result["exact"] == 1
+    assert result["boards right"] == 1
+    small = circuit.parse_netlist(result["netlist"])
+    np.testing.assert_array_equal(circuit.output_table(small), core.LIFE == 1)
+    assert result["gates, as trained"] == 128 * 8 + 127
+    assert result["gates left"] == len(small.gates) < 300
+    assert circuit.runs_boards(small, 0)
+    assert not circuit.runs_boards(circuit.parse_netlist(NETLIST), 0)
+
+
+@pytest.mark.parametrize("text", ["0", "1", "1.5", "-0.5", "nan", "half"])
+def test_a_share_is_between_0_and_1(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        circuit.start_share(text)
+    assert circuit.start_share("0.25") == 0.25
+
+
+# circuits
+
+
+def random_circuit(gates, rng):
+    """Any gates of any earlier signals: constants, copies, equal and dead gates among them."""
+    rows = []
+    for i in range(gates):
+        first, second = rng.integers(circuit.CELLS + i, size=2).tolist()
+        rows.append((int(rng.integers(16)), first, second))
+    return circuit.Circuit(rows, circuit.CELLS + gates - 1)
+
+
+def full_adder_life():
+    """Life by hand, from adders: a circuit that no code here made."""
+    gates = []
+
+    def gate(name, a, b):
+        gates.append((core.GATES.index(name), a, b))
+        return circuit.CELLS + len(gates) - 1
+
+    def add(a, b, c):
+        half = gate("XOR", a, b)
+        return gate("XOR", half, c), gate("OR", gate("AND", a, b), gate("AND", half, c))
+
+    ones, twos = zip(*(add(*cells) for cells in ((0, 1, 2), (3, 5, 6))), strict=True)
+    sum_of_rest, carry = gate("XOR", 7, 8), gate("AND", 7, 8)
+    one, two = add(*ones, sum_of_rest)
+    low, high = add(*twos, carry)
+    two_is_odd = gate("XOR", low, two)
+    fours = gate("OR", high, gate("AND", low, two))
+    two_or_three = gate("A AND NOT B", two_is_odd, fours)
+    output = gate("AND", two_or_three, gate("OR", one, 4))
+    return circuit.Circuit(gates, output)
+
+
+def test_gates_of_values_are_their_truth_tables():
+    a, b = np.array([False, False, True, True]), np.array([False, True, False, True])
+    for number in range(16):
+        expected = [bool(number >> bit & 1) for bit in (3, 2, 1, 0)]
+        assert circuit.apply_gate(number, a, b).tolist() == expected
+        words = circuit.apply_gate(number, circuit.pack(a), circuit.pack(b))
+        assert circuit.unpack(words, 4).tolist() == expected
+        text = circuit.EXPRESSIONS[number].format(a="a", b="b")
+        assert eval(text, {"a": a, "b": b}).tolist() == expected
+
+
+def test_life_from_adders_is_life():
+    np.testing.assert_array_equal(circuit.output_table(full_adder_life()), core.LIFE == 1)
+
+
+@pytest.mark.parametrize("name", circuit.PASSES[1:])
+def test_each_pass_keeps_the_output_and_adds_no_gate(name):
+    shrunk = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        before = random_circuit(int(rng.integers(1, 40)), rng)
+        if name in ("substituted", "random walk"):
+            before = circuit.fold(before)
+        after = circuit.run_pass(name, before, 30, rng)
+        np.testing.assert_array_equal(circuit.output_table(after), circuit.output_table(before))
+        assert all(max(gate[1:]) < signal for signal, gate in after.numbered().items())
+        assert len(after.gates) <= len(before.gates)
+        shrunk += len(after.gates) < len(before.gates)
+    assert shrunk > (2 if name in ("substituted", "random walk") else 20)
+
+
+def test_folding_leaves_no_constant_copy_or_inverter():
+    for seed in range(40):
+        found = circuit.fold(random_circuit(60, np.random.default_rng(seed)))
+        if len(found.gates) == 1:  # an output that is constant or an inverted cell
+            continue
+        for number, first, second in found.gates:
+            assert core.GATES[number] not in ("FALSE", "TRUE", "A", "B", "NOT A", "NOT B")
+            assert first != second
+
+
+def test_equal_and_complementary_gates_become_one():
+    xor, xnor, conjunction, either = 6, 9, 1, 7
+    gates = [(xor, 0, 1), (xnor, 1, 0), (xor, 0, 1)]
+    gates += [(conjunction, 9, 2), (either, 10, 3), (conjunction, 11, 4)]
+    gates += [(xor, 12, 13), (either, 14, 15)]
+    found = circuit.merge_equal(circuit.Circuit(gates, 16))
+    assert len(found.gates) == 6
+    assert sum(number in (xor, xnor) and max(a, b) < 9 for number, a, b in found.gates) == 1
+
+
+def test_simplifying_tells_each_pass_and_keeps_life():
+    hand = full_adder_life()
+    y = hand.output
+    padded = circuit.Circuit([*hand.gates, (1, y, 0), (7, y, y + 1)], y + 2)  # y | (y & x0) is y
+    small, left = circuit.simplify(padded, 50, np.random.default_rng(0))
+    counts = list(left.values())
+    assert list(left) == [f"gates, {name}" for name in circuit.PASSES]
+    assert counts[0] == len(padded.gates)
+    assert counts[-1] == len(small.gates) <= len(hand.gates)
+    assert sorted(counts, reverse=True) == counts
+    np.testing.assert_array_equal(circuit.output_table(small), core.LIFE == 1)
+
+
+def test_a_pass_that_breaks_the_circuit_is_caught(monkeypatch):
+    monkeypatch.setattr(circuit, "merge_equal", lambda _: circuit.Circuit([(1, 0, 1)], 9))
+    with pytest.raises(ArithmeticError, match="equal"):
+        circuit.simplify(full_adder_life(), 5, np.random.default_rng(0))
+
+
+def test_replacements_are_what_the_search_promises():
+    """A gain is the number of gates that disappear, at the least, and the output stays."""
+    tried = 0
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        before = circuit.fold(random_circuit(60, rng))
+        found = circuit.Resubstitution(before)
+        for signal_number in before.numbered():
+            outers = [None]
+            for other in rng.integers(len(found.value), size=4).tolist():
+                outers.append((int(rng.choice(circuit.AND_OR_XOR)), other))
+            for outer in outers:
+                gain, table = found.search(signal_number, outer)
+                if gain.max() == circuit.IMPOSSIBLE:
+                    continue
+                tried += outer is not None
+                after = found.replace(signal_number, gain, table, outer, rng)
+                np.testing.assert_array_equal(
+                    circuit.output_table(after), circuit.output_table(before)
+                )
+                # one gate is left of an output that is constant or an inverted cell
+                assert len(after.gates) <= max(len(before.gates) - gain.max(), 1)
+    assert tried > 10
+
+
+@pytest.mark.parametrize("gates", ["softmax", "tables"])
+def test_a_hardened_network_is_its_circuit(gates):
+    network = core.wired_gate_network((9, 12, 7, 4, 2, 1), [3, 4], gates, 0.6)
+    generator = torch.Generator().manual_seed(0)
+    for weight in network.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator)
+    hard = network.hardened(all_cells(2)).detach().numpy() == 1
+    for row in range(2):
+        found = circuit.hardened_circuit(network, row)
+        np.testing.assert_array_equal(circuit.output_table(found), hard[row])
+
+
+# texts
+
+NETLIST = "assign g0 = x0 & ~x4;\nassign y = g0 ^ x8;\n"
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_text_and_code_say_what_the_circuit_does(start, end, tmp_path):
+    for seed in range(10):
+        found = circuit.fold(random_circuit(30, np.random.default_rng(seed)))
+        expected = circuit.output_table(found)
+        path = tmp_path / "net.v"
+        lines = circuit.netlist(found, "a comment").splitlines()
+        for body in (lines[3:-1], reversed(lines[3:-1])):
+            text = end.join([*lines[:3], *body, lines[-1], ""])
+            path.write_bytes((start + text).encode())
+            read = circuit.read_netlist(path)
+            np.testing.assert_array_equal(circuit.output_table(read), expected)
+        names = {}
+        exec(circuit.numpy_code(found), names)
+        cells = core.NEIGHBOURHOODS.T.astype(bool)
+        np.testing.assert_array_equal(names["next_cell"](*cells), expected)
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "wrong"),
+    [
+        (["assign y = x0 & x1"], 1, "cannot be understood"),
+        (["hello"], 1, "cannot be understood"),
+        (["assign y = x0 & x1;", "assign y = x2;"], 2, "y is driven twice"),
+        (["assign x3 = x0;", "assign y = x3;"], 1, "x3 is a cell"),
+        (["assign y = g0 | x1;"], 1, "nothing drives g0"),
+        (["assign y = x9;"], 1, "nothing drives x9"),
+        (["assign g0 = x0;"], 1, "nothing drives y"),
+        ([], 0, "nothing drives y"),
+        (["assign y = (x0 & x1) | x2;"], 1, "no gate of two signals"),
+        (["assign y = x0 & x1 & x2;"], 1, "no gate of two signals"),
+        (["assign y = 1'b1;"], 1, "nothing drives 1"),
+        (["assign y = ~;"], 1, "no gate of two signals"),
+        (["// loop", "assign g0 = g1 & x0;", "assign g1 = g0 | x1;", "assign y = g1;"], 3, "cycle"),
+        (["assign g0 = g0 ^ x1;", "assign y = g0 & x2;"], 1, "cycle"),
+        (["assign y = y;"], 1, "cycle"),
+    ],
+)
+def test_a_malformed_netlist_is_one_line(lines, line, wrong, tmp_path):
+    path = tmp_path / "net.v"
+    path.write_text("\n".join(lines))
+    with pytest.raises(core.UsageError) as caught:
+        circuit.read_netlist(path)
+    message = str(caught.value)
+    assert f"--netlist {path}, line {line}: " in message
+    assert wrong in message
+    assert "\n" not in message
+
+
+def test_a_long_chain_in_reverse_order_is_read_at_once():
+    lines = [f"assign g{i} = g{i - 1} ^ x1;" for i in reversed(range(1, 20_000))]
+    text = "\n".join(["assign y = g19999;", *lines, "assign g0 = x0 ^ x1;"])
+    found = circuit.parse_netlist(text)
+    assert len(found.gates) == 20_000
+    np.testing.assert_array_equal(circuit.output_table(found), core.NEIGHBOURHOODS[:, 0] == 1)
+
+
+def test_a_netlist_that_cannot_be_read_is_one_line(tmp_path):
+    path = tmp_path / "net.v"
+    for found in (path, tmp_path, Path("/dev/zero")):
+        with pytest.raises(core.UsageError, match="no such file"):
+            circuit.read_netlist(found)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(core.UsageError, match="not text"):
+        circuit.read_netlist(path)
+
+
+# boards
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(3, 3), (20, 63), (33, 64), (20, 65), (70, 200), (5, 128)]
+)
+def test_packed_boards_run_as_convolution_says(height, width):
+    board = np.random.default_rng(width).random((height, width)) < 0.4
+    packed = circuit.PackedLife(full_adder_life(), board)
+    packed.strip_words = 16  # several strips
+    np.testing.assert_array_equal(packed.board(), board)
+    for _ in range(30):
+        packed.step()
+        board = circuit.convolution_step(board)
+        np.testing.assert_array_equal(packed.board(), board)
+
+
+def test_circuits_without_gates_of_their_own_run_too():
+    board = np.random.default_rng(0).random((8, 8)) < 0.4
+    for text, expected in (("x4", board), ("x0", np.roll(board, (1, 1), (0, 1)))):
+        packed = circuit.PackedLife(circuit.parse_netlist(f"assign y = {text};"), board)
+        packed.step()
+        np.testing.assert_array_equal(packed.board(), expected)
+
+
+def test_a_board_needs_three_rows_and_columns():
+    with pytest.raises(ValueError, match="3 rows"):
+        circuit.PackedLife(full_adder_life(), np.zeros((2, 64), bool))
+
+
+def run_shape(name, height, width, generations):
+    """Boards of a shape under the circuit made by hand."""
+    life = circuit.PackedLife(full_adder_life(), circuit.life_board(name, height, width))
+    boards = []
+    for _ in range(generations + 1):
+        boards.append(life.board())
+        life.step()
+    return boards
+
+
+def test_known_shapes_do_what_they_are_known_for():
+    blinker = run_shape("blinker", 8, 8, 2)
+    assert (blinker[2] == blinker[0]).all()
+    assert (blinker[1] != blinker[0]).any()
+    glider = run_shape("glider", 10, 70, 40)
+    for generation in range(0, 37, 4):  # a cell down and right every four, around the edges
+        moved = np.roll(glider[generation], (1, 1), (0, 1))
+        np.testing.assert_array_equal(glider[generation + 4], moved)
+    gun = run_shape("gosper-gun", 60, 80, 120)
+    grown = [int(gun[i + 30].sum() - gun[i].sum()) for i in (0, 30, 60)]
+    assert grown == [5, 5, 5]  # a glider more every 30
+    np.testing.assert_array_equal(gun[30][:11, :38], gun[60][:11, :38])
+    with pytest.raises(ValueError, match="does not fit"):
+        circuit.life_board("gosper-gun", 9, 70)
+
+
+def test_a_board_is_shown_two_rows_per_line():
+    board = np.array([[1, 0, 1], [0, 0, 1], [1, 1, 0]], bool)
+    assert circuit.board_text(board) == "▀ █\n▀▀ "
+
+
+# play
+
+
+@pytest.fixture
+def netlist_file(tmp_path):
+    """A file with a small netlist."""
+    path = tmp_path / "net.v"
+    path.write_text(NETLIST)
+    return path
+
+
+def test_play_shows_every_generation_under_the_netlist(netlist_file, capsys):
+    argv = ["--play", "glider", "--netlist", str(netlist_file), "--generations", "3"]
+    assert circuit.play(argv) == 0
+    out = capsys.readouterr().out
+    numbers = re.findall(r"^generation (\d+)$", out, re.MULTILINE)
+    assert numbers == ["0", "1", "2", "3"]
+    life = circuit.PackedLife(circuit.parse_netlist(NETLIST), circuit.life_board("glider", 40, 64))
+    for _ in range(3):
+        life.step()
+    assert out.endswith(f"{circuit.board_text(life.board())}\ngeneration 3\n")
+
+
+def test_play_saves_an_animation_or_a_strip(netlist_file, tmp_path, capsys):
+    from PIL import Image
+
+    for name in ("life.gif", "life.png"):
+        path = tmp_path / name
+        path.write_bytes(b"old")
+        argv = ["--play", "gosper-gun", "--netlist", str(netlist_file), "--save", str(path)]
+        assert circuit.play([*argv, "--generations", "9"]) == 0
+        assert capsys.readouterr().out == ""
+        with Image.open(path) as image:
+            assert image.format == name[-3:].upper()
+            assert getattr(image, "n_frames", 1) > (1 if name == "life.gif" else 0)
+            first = np.asarray(image.convert("L")) < 128
+        scale = 8 if name == "life.gif" else 3
+        shown = first[scale // 2 :: scale, scale // 2 : 64 * scale : scale]
+        np.testing.assert_array_equal(shown, circuit.life_board("gosper-gun", 40, 64))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["life.gif", "life.png", "net.v"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "text", "named"),
+    [
+        ([], "assign y = g0;", "line 1: nothing drives g0"),
+        ([], "assign g0 = g0 & x1;\nassign y = g0;", "line 1: this gate is on a cycle"),
+        ([], "not a netlist", "line 1: cannot be understood"),
+        (["--play", "puffer"], NETLIST, "--play"),
+        (["--generations", "0"], NETLIST, "--generations"),
+        (["--generations", "many"], NETLIST, "--generations"),
+        (["--netlist", "missing.v"], NETLIST, "missing.v"),
+        (["--save", "life.bmp"], NETLIST, "--save life.bmp"),
+        (["--save", "/dev/null/life.gif"], NETLIST, "--save /dev/null/life.gif"),
+        (["--save", "missing/life.gif"], NETLIST, "there is no folder missing"),
+        (["--save", "folder.gif"], NETLIST, "no regular file"),
+        (["--save", "full.png"], NETLIST, "no regular file"),
+        (["--width", "8"], NETLIST, "--width"),
+    ],
+)
+def test_play_refuses_in_one_line(argv, text, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("net.v").write_text(text)
+    Path("folder.gif").mkdir()
+    Path("full.png").symlink_to("/dev/full")
+    try:
+        status = circuit.play(["--play", "glider", "--netlist", "net.v", *argv])
+    except SystemExit as refused:
+        status = refused.code
+    assert status == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert named in error
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def start_play(netlist_file, *argv, **options):
+    """Play in a process of its own."""
+    script = Path(circuit.__file__).resolve()
+    command = [sys.executable, script, "--play", "glider", "--netlist", netlist_file, *argv]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen(command, **options)
+
+
+def assert_one_line(process, status, named):
+    """Its end: this exit status and one line on stderr."""
+    error = process.stderr.read().decode()
+    assert process.wait(60) == status
+    assert error.count("\n") == 1
+    assert named in error
+
+
+def test_play_ends_in_one_line_when_its_output_is_closed_interrupted_or_full(netlist_file):
+    closed = start_play(netlist_file, "--generations", "1000")
+    interrupted = start_play(netlist_file, "--generations", "1000")
+    with open("/dev/full", "w") as full_disk:
+        full = start_play(netlist_file, stdout=full_disk)
+    closed.stdout.readline()
+    closed.stdout.close()
+    interrupted.stdout.readline()
+    interrupted.send_signal(signals.SIGINT)
+    interrupted.stdout.read()
+    assert_one_line(closed, 1, "standard output: Broken pipe")
+    assert_one_line(interrupted, 130, "interrupted")
+    assert_one_line(full, 1, "standard output: No space left on device")
+
+
+def test_a_disk_that_fills_while_saving_leaves_no_debris(netlist_file, tmp_path):
+    path = tmp_path / "life.gif"
+    path.write_bytes(b"old")
+    process = start_play(
+        netlist_file,
+        *("--save", path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert_one_line(process, 1, f"{path}: File too large")
+    assert path.read_bytes() == b"old"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["life.gif", "net.v"]
