@@ -508,7 +508,7 @@ def plot(run):
         "score": core.draw_curves(
             run,
             "score by epoch",
-            "Four gating layers oscillate; a smaller rate calms them, dividing the sum cures them",
+            "Four gating layers oscillate; less so at a smaller rate, hardly with a scaled sum",
             "Score by epoch, two seeds per arm",
             "epoch",
             "balanced accuracy",
@@ -523,7 +523,7 @@ def plot(run):
         "oscillation": core.draw_points(
             run,
             "oscillation",
-            "Gating is stable with one layer, at a tenth of the rate, or with a scaled sum",
+            "Depth makes gating oscillate; one layer, a scaled sum or a subtracted mean is stable",
             "Oscillation by arm",
             "change of the score per epoch, second half",
             levels={"the rule's threshold": 0.01},
