@@ -146,7 +146,7 @@ def exact_codes(base, field, numbers):
 
 
 def float32_codes(base, field, order):
-    """The same for float32 vectors told apart bit by bit, nodes numbered in this order: [n, n]."""
+    """The same for float32 vectors compared bit by bit, nodes numbered in this order: [n, n]."""
     vectors = power_vectors(base, field, torch.float32, order)
     n = len(vectors)
     vectors = vectors.reshape(n * n, field + 1)
