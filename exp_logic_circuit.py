@@ -7,7 +7,7 @@ Setup       A gate reads two fixed, random units of the layer below. Wide layers
             entries. Loss: mean squared error on 64 of the 512 neighbourhoods per step, each once in
             8 steps. The journal reads width, depth and steps off the paper's figure. It leaves open
             what we chose: AdamW (betas 0.9 and 0.99, decay 0.01), learning rate 0.1, share of A at
-            the start 0.95, 3000 steps. So the paper's size is also tried at 0.3, 1 and 3, with
+            the start 0.95, 3000 steps. So the paper's size is also tried at 0.3, 1 and 3, and with
             what Miotti et al. 2025 published: rate 0.05, a start nearer to A (0.9993). A hardened
             network has one gate per unit. Simplifying drops what the output does not need, folds,
             merges equal gates, and lets gates give way to others.
