@@ -262,6 +262,12 @@ class PatternData:
         return [self[i] for i in range(count)]
 
 
+def shuffled(data, count):
+    """The first `count` graphs of a PatternData in an order that its seed fixes."""
+    order = stream(data.seed, "order").permutation(len(data))
+    return [data[int(i)] for i in order[:count]]
+
+
 class GraphBatch:
     """B graphs as one input: node-wise tensors packed [V, ...], pair-wise ones padded.
 
@@ -576,6 +582,61 @@ class PositionAttention(nn.Module):
         if self.gate_bias == "graph":
             return batch.size.log()[:, None]
         return (batch.degree + 1).log()[:, None]
+
+
+class ContentAttention(nn.Module):
+    """Multi-head attention over the graph: [V, D] -> [V, D], softmax(q k^T / sqrt(D/H)) v per head.
+
+    With `powers`, a bias per hop, Linear(K -> H) of the pair's one-hot hop, is added to the logits
+    (the notebook's "with distance"). Source: graph notebook, "Content attention".
+    Raises ValueError if the heads do not divide the width.
+    """
+
+    def __init__(self, dim, heads=1, powers=None):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{heads} heads do not divide width {dim}")
+        self.heads = heads
+        self.powers = powers
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.pair = None if powers is None else nn.Linear(len(powers), heads)
+
+    def forward(self, x, batch):
+        query = self.split_heads(self.query(x), batch)
+        key = self.split_heads(self.key(x), batch)
+        value = self.split_heads(self.value(x), batch)
+        # A padded query sees real keys and stays finite; `pack` drops it.
+        bias = torch.zeros_like(batch.adjacency)[:, None].masked_fill(
+            ~batch.nodes[:, None, None, :], -math.inf
+        )
+        if self.pair is not None:
+            hops, _ = pair_encoding(batch, self.powers, "hop")
+            bias = bias + torch.einsum("bknm,hk->bhnm", hops, self.pair.weight)
+            bias = bias + self.pair.bias[:, None, None]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.out(batch.pack(mixed.transpose(1, 2).flatten(2)))
+
+    def split_heads(self, x, batch):
+        """[V, D] -> [B, H, N, D/H]."""
+        return batch.pad(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class AddDegree(nn.Module):
+    """x + Linear(share of the graph's other nodes that the node is joined to): [V, D] -> [V, D].
+
+    As the first layer it gives the degree to the model as an input.
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        self.project = nn.Linear(1, dim)
+
+    def forward(self, x, batch):
+        share = batch.degree / (batch.size - 1)
+        return x + self.project(share[:, None])
 
 
 def sum_over_neighbours(x, batch):
@@ -1050,6 +1111,24 @@ def train(model, batches, *, seed, lr, epochs, clip, held_out=None, checkpoint=N
     add_score(rows, *evaluate(model, scored))
     history = {name: torch.stack(values).cpu().numpy() for name, values in rows.items()}
     return history | {"names": log.names}
+
+
+def interleaved_medians(steps, rounds, device="cpu"):
+    """Median seconds per call of each function in {name: function}: {name: seconds}.
+
+    All take turns in every round, so that what slows the machine slows them alike. Two rounds
+    before pay for pages and kernels. The thread count is the caller's to state.
+    """
+    times = {name: [] for name in steps}
+    for number in range(rounds + 2):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize()
+            if number >= 2:
+                times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(taken)) for name, taken in times.items()}
 
 
 # %% 10 Statistics

@@ -62,6 +62,19 @@ EFFECTS = {
         "patience": ({}, 0),
     },
     "exp_pyramid_edges": {"base": ({}, 4), "receptive_field": ({}, 1), "float32": ({}, "off")},
+    "exp_receptive_field": {
+        "mixing": ({}, "softmax"),
+        "powers": ({}, (0, 1, 2)),
+        "pair_encoding": ({}, "powers"),
+        "feedforward_norm": ({}, "batch"),
+        "degree": ({}, "given"),
+        "layers": ({}, 2),
+        "lr": ({}, 1e-2),
+        "dim": ({}, 4),
+        "hidden": ({}, 4),
+        "graphs": ({}, 3),
+        "epochs": ({}, 6),
+    },
 }
 
 
