@@ -34,6 +34,21 @@ by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.ste
 
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
+    "exp_gating_norms": {
+        "task": ({}, "overfit"),
+        "norm1": ({}, "batch"),
+        "norm2": ({}, "batch"),
+        "feedforward_norm": ({}, "batch"),
+        "norm_order": ({}, "last"),
+        "layers": ({}, 2),
+        "lr": ({}, 1e-2),
+        "dim": ({}, 4),
+        "hidden": ({}, 4),
+        "graphs": ({}, 3),
+        "batch": ({}, 4),
+        "test_graphs": ({}, 3),
+        "epochs": ({}, 6),
+    },
     "exp_gating_stability": {
         "mixing": ({}, "softmax"),
         "layers": ({}, 2),
