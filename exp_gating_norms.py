@@ -4,8 +4,8 @@ Notebook    graph notebook: 6/3 (norm first), 13/3 (batch norms), 15.3 (table of
 Setup       Gating, four layers, width 100, feed-forward 200, one head. "layer/batch" is a layer
             norm before mixing and a batch norm before the feed-forward; "+ inner batch" adds a
             batch norm inside the feed-forward, before its ReLU. The notebook's eight rows come
-            from runs on all of PATTERN that were still going. Here: 1,600 training graphs of all 100
-            patterns, batches of 8, two epochs of 200 steps at 1e-3, scored on 200 test graphs
+            from runs on all of PATTERN that were still going. Here: 1,600 training graphs of all
+            100 patterns, batches of 8, two epochs of 200 steps at 1e-3, scored on 200 test graphs
             after each. Overfit: 32 graphs that share one pattern, one batch, 100 epochs of one
             step at 1e-4, scored on the same graphs. Gradient norm clipped at 5, Adam.
 Hypothesis  Norms first are better than norms after the residuals. The eight rows stand in the
