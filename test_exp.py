@@ -34,6 +34,22 @@ by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.ste
 
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
+    "exp_gating_causes": {
+        "mixing": ({}, "softmax"),
+        "lr": ({}, 1e-2),
+        "norm1": ({}, "batch"),
+        "feedforward_norm": ({}, "batch"),
+        "norm_sees": ({"feedforward_norm": "batch", "graphs": 4}, "padding"),
+        "unreachable": ({}, 1.0),
+        "divide_by": ({}, 59.0),
+        "gate_bias": ({}, "degree"),
+        "after_mixing": ({}, "batch"),
+        "layers": ({}, 2),
+        "dim": ({}, 4),
+        "hidden": ({}, 4),
+        "graphs": ({}, 3),
+        "epochs": ({}, 12),
+    },
     "exp_gating_norms": {
         "task": ({}, "overfit"),
         "norm1": ({}, "batch"),
