@@ -233,7 +233,7 @@ def plot(run):
         "best": core.draw_points(
             run,
             "best score",
-            "Batch norm helps gating with a larger field; attention needs the degree, not a larger field",
+            "Batch norm helps gating with a larger field; what attention needs is the degree",
             "Best score by arm",
             "best balanced accuracy on the training graphs",
             levels={"works": 0.8},

@@ -210,6 +210,19 @@ def test_any_graph_can_be_drawn_by_itself():
     assert not np.array_equal(core.PatternData(3)[3].edges, alone.edges)
 
 
+def test_shuffled_graphs_are_a_part_of_the_split_in_an_order_of_the_seed():
+    data = core.PatternData(3, "val")
+    every = core.shuffled(data, len(data))
+    numbers = [graph.pattern for graph in every]
+    assert sorted(numbers) == sorted(index // data.per_pattern for index in range(len(data)))
+    assert numbers != sorted(numbers)
+    for ours, first in zip(core.shuffled(core.PatternData(3, "val"), 5), every, strict=False):
+        assert np.array_equal(ours.edges, first.edges)
+    assert [graph.pattern for graph in core.shuffled(core.PatternData(4, "val"), 50)] != numbers[
+        :50
+    ]
+
+
 def test_graphs_outside_the_split_are_refused():
     data = core.PatternData(0, "val")
     for index in (-1, 2000):
@@ -554,6 +567,56 @@ def layer_norm(norm, x):
 NORMS = {"batch": batch_norm, "layer": layer_norm, "none": lambda norm, x: x}
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_content_attention_is_torchs_multihead_attention(heads):
+    batch = core.GraphBatch(GRAPHS)
+    x = random_nodes(batch)
+    ours = randomised(core.ContentAttention(DIM, heads))
+    theirs = torch.nn.MultiheadAttention(DIM, heads, batch_first=True)
+    parts = (ours.query, ours.key, ours.value)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+        theirs.out_proj.load_state_dict(ours.out.state_dict())
+    out = ours(x, batch)
+    for b in range(len(GRAPHS)):
+        part = x[rows_of(GRAPHS, b)][None]
+        expected = theirs(part, part, part, need_weights=False)[0][0]
+        assert_close(out[rows_of(GRAPHS, b)], expected, rtol=1e-3)
+    assert all(grad.isfinite().all() for grad in gradients(out, x, *ours.parameters()))
+
+
+def test_content_attention_adds_a_bias_per_hop_and_head():
+    batch = core.GraphBatch([SPARSE])
+    x = random_nodes(batch)
+    layer = randomised(core.ContentAttention(DIM, 2, (0, 1, 2)))
+    hops = power_vectors(SPARSE, (0, 1, 2), "hop")
+    bias = hops @ numpy_of(layer.pair.weight).T + numpy_of(layer.pair.bias)
+    query, key, value = (
+        affine(part, numpy_of(x)) for part in (layer.query, layer.key, layer.value)
+    )
+    mixed = np.zeros_like(value)
+    for h, head in enumerate((slice(0, DIM // 2), slice(DIM // 2, DIM))):
+        logits = query[:, head] @ key[:, head].T / np.sqrt(DIM // 2) + bias[..., h]
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        mixed[:, head] = weights / weights.sum(1, keepdims=True) @ value[:, head]
+    assert_close(layer(x, batch), affine(layer.out, mixed), rtol=1e-3)
+
+
+def test_content_attention_refuses_heads_that_do_not_divide_the_width():
+    with pytest.raises(ValueError):
+        core.ContentAttention(DIM, DIM + 1)
+
+
+def test_add_degree_against_numpy():
+    batch = core.GraphBatch(GRAPHS)
+    x = random_nodes(batch)
+    layer = randomised(core.AddDegree(DIM))
+    share = [graph.adjacency().sum(1) / (len(graph.feature) - 1) for graph in GRAPHS]
+    expected = numpy_of(x) + affine(layer.project, np.concatenate(share)[:, None])
+    assert_close(layer(x, batch), expected)
+
+
 @pytest.mark.parametrize("divide_by", [1.0, 7.0])
 def test_bare_gating_against_numpy(divide_by):
     batch = core.GraphBatch(GRAPHS)
@@ -634,6 +697,10 @@ def transformer_layer(norm="layer", **changes):
     return core.TransformerLayer(attention_layer(**changes), feedforward, DIM, norm)
 
 
+def content_layer(**changes):
+    return core.ContentAttention(DIM, **changes)
+
+
 def gin_layer(**changes):
     return core.GINLayer(DIM, **changes)
 
@@ -655,6 +722,8 @@ def in_eval(build, **changes):
         (attention_layer, {"divide_by": 3.0}),
         (attention_layer, {"gate_bias": "graph"}),
         (attention_layer, {"gate_bias": "degree"}),
+        (content_layer, {"heads": 2}),
+        (content_layer, {"powers": (0, 1)}),
         (transformer_layer, {"norm": "batch"}),
         (transformer_layer, {"norm": "none"}),
         (core.BareGating, {"divide_by": 3.0}),
@@ -685,6 +754,9 @@ MIXINGS = {
         activation="softmax", unreachable=0.5
     ),
     "gating with unreachable pairs": lambda: attention_layer(unreachable=0.5),
+    "content attention": lambda: content_layer(heads=2),
+    "content attention with distance": lambda: content_layer(powers=(0, 1)),
+    "degree as an input": lambda: core.AddDegree(DIM),
     "bare gating": core.BareGating,
     "transformer layer": transformer_layer,
     "GIN": gin_layer,
@@ -1146,6 +1218,21 @@ def interrupt(model, calls):
             raise Interruption
 
     model.register_forward_pre_hook(hook)
+
+
+def test_interleaved_functions_take_turns_and_the_median_is_theirs(monkeypatch):
+    clock = iter(range(0, 10_000))
+    monkeypatch.setattr(core.time, "perf_counter", lambda: next(clock))
+    called = []
+
+    def slow():
+        called.append("slow")
+        for _ in range(9):
+            next(clock)
+
+    found = core.interleaved_medians({"fast": lambda: called.append("fast"), "slow": slow}, 3)
+    assert found == {"fast": 1.0, "slow": 10.0}
+    assert called == ["fast", "slow"] * 5
 
 
 @pytest.mark.parametrize(
