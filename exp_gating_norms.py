@@ -309,7 +309,7 @@ def plot(run):
         "overfit": core.draw_curves(
             run,
             "score by epoch",
-            "Overfit: a batch norm before mixing calms gating and costs score",
+            "Overfit: a batch norm before mixing calms gating, one inside the feed-forward does not",
             "Score by epoch in the overfit set-up, two seeds per arm",
             "epoch",
             "balanced accuracy",
@@ -336,7 +336,7 @@ def draw_table(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "The eight rows are not in the notebook's order; seeds differ by more than its whole range",
+        "Other seeds do not repeat the notebook's order of the eight combinations",
         "Best score of the eight combinations of norms, in the notebook's order",
         height=0.4 * len(rows) + 1.5,
     )
