@@ -309,7 +309,7 @@ def plot(run):
         "overfit": core.draw_curves(
             run,
             "score by epoch",
-            "Overfit: a batch norm before mixing calms gating, one inside the feed-forward does not",
+            "Overfit: a batch norm before mixing calms gating, one in the feed-forward does not",
             "Score by epoch in the overfit set-up, two seeds per arm",
             "epoch",
             "balanced accuracy",
