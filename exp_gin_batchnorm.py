@@ -1,128 +1,268 @@
 """Which of GIN's batch norms does it need, and why?
 
-Entry       graph notebook, opening and 8.3 ("Effects of batch norm", "Debugging networks by observing gradients")
-Hypothesis  Only the batch norm inside the MLP matters: without it GIN stays at 0.5, with or without the one between layers; with it
-            alone GIN works and rises steadily. The variance that enters the MLP's ReLU is very high. grad/weight: in a working run
-            it falls and stays within 0.1 to 0.001; in one that does not work the MLP's biases stay very low and go up and down.
-            Ours: a bias in front of a batch norm has no gradient, whether the run works or not, so low biases do not tell what is
-            wrong. What is wrong without norms is scale: each layer sums over 58 neighbours. Divided by 58, no norm is needed.
-Rule        Eight arms (norm in the MLP x norm between layers x divisor), 5 paired seeds, the overfit set-up: 32 stored graphs, 4
-            layers, 200 steps. "Works" is a best score above 0.8, "stays at 0.5" one from 0.45 to 0.55, "high" a variance above 10,
-            "low" a ratio below 0.001. A claim stands if the 95% interval of every check lies in its range, and falls if one lies
-            outside.
-Cost        about 5 min on 2 cores; `--divide 1` alone half of that
-Quick       `--divide 1 --epochs 60 --seeds 3`
+Notebook    graph notebook: opening, 6/3, 8.3
+Setup       Overfit 32 PATTERN graphs that share one pattern: one batch, Adam at 1e-4, gradient norm
+            clipped at 5, 200 epochs of one step; four GIN layers of width 100. One batch norm
+            stands inside each MLP, before its ReLU, the other after the MLP, between the layers.
+            Score: balanced accuracy on the training graphs.
+Hypothesis  Only the batch norm inside the MLP matters: without it GIN does not work, with or
+            without the one between the layers; with it alone GIN works and rises steadily. The
+            variance in front of the MLP's ReLU is very high. In a working run grad/weight falls and stays
+            within 0.1 to 0.001; in one that does not work the MLP's biases stay very low and go up
+            and down. Ours: a bias in front of a batch norm has no gradient, whether the run works
+            or not. What is wrong without norms is scale: each layer sums over 50 neighbours.
+Rule        10 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if
+            it lies outside; one failed check refutes a claim.
+            Best score: its maximum. Works: above 0.8. "50%": 0.45 to 0.55. Paramount: more than
+            0.1 of the best score. Rise: mean score of the last quarter of the epochs less that of
+            the first. Largest drop: how far the score, smoothed over 10 epochs, falls below what
+            it had reached; steady below 0.02, about the noise of a seed. Slow: 0.7 is not reached
+            before epoch 20.
+            Variance before the ReLU: over the nodes, mean over channels, at the end of training,
+            before any norm, in the layer where it is highest; high above 10.
+            Share in band: share of the steps at which the median module's grad/weight lies within
+            0.001 to 0.1; the claim allows 0.1 of the steps outside (above 0.9). Trend: that median
+            in the last quarter of the steps over that in the first. Bias ratio: median grad/weight
+            of the MLPs' biases; very low below 0.001. Bias unrest: its mean change per step, in
+            decades; "up and down" is more than in the working run.
+Cost        6 min on 2 cores
 """
+
+import copy
+
+import core
+from core import OURS, Check, Claim
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-import core_old as core
-from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, one_of
+parser = core.make_parser(__doc__, seeds=10)
+parser.add_argument(
+    "--mlp-norm",
+    nargs="+",
+    choices=["batch", "layer", "none"],
+    default=["batch"],
+    help="norm inside each MLP, before its ReLU",
+)
+parser.add_argument(
+    "--between-norm",
+    nargs="+",
+    choices=["batch", "layer", "none"],
+    default=["batch"],
+    help="norm after each MLP, between the layers",
+)
+parser.add_argument(
+    "--divide-by",
+    nargs="+",
+    type=core.positive_float,
+    default=[1.0],
+    help="constant that divides the sum over neighbours",
+)
+parser.add_argument("--layers", nargs="+", type=core.integer(1, 64), default=[4], help="layers")
+parser.add_argument(
+    "--lr", nargs="+", type=core.positive_float, default=[1e-4], help="Adam's learning rate"
+)
+parser.add_argument("--dim", nargs="+", type=core.layer_width, default=[100], help="width")
+parser.add_argument(
+    "--graphs", nargs="+", type=core.integer(1, 1000), default=[32], help="training graphs"
+)
+parser.add_argument(
+    "--epochs", nargs="+", type=core.integer(12, 100_000), default=[200], help="steps"
+)
 
-FLAGS = [
-    Flag("mlp-norm", one_of("batch", "layer", "none"), ("batch", "none"), "norm inside each MLP, before its ReLU"),
-    Flag("between-norm", one_of("batch", "layer", "none"), ("batch", "none"), "norm behind each MLP, between the layers"),
-    *core.overfit_flags(without=("model", *core.TRANSFORMER_ONLY), divide=(1.0, 58.0)),  # a node has 58 neighbours on average
+ARMS = {  # the baseline first; a run with flags takes these
+    "both norms": {},
+    "MLP norm only": {"between_norm": "none"},
+    "between norm only": {"mlp_norm": "none"},
+    "no norm": {"mlp_norm": "none", "between_norm": "none"},
+}
+ABLATIONS = {"no norm, sum / 59": {"mlp_norm": "none", "between_norm": "none", "divide_by": 59.0}}
+COLUMNS = ["best score", "largest drop", "variance before ReLU", "first bias ratio"]
+TINY = {"graphs": 2, "epochs": 12, "dim": 8}
+
+
+class NormedGINLayer(core.GINLayer):
+    """core.GINLayer with a norm inside and one after its MLP: "batch", "layer" or "none"."""
+
+    def __init__(self, dim, mlp_norm, between_norm, divide_by):
+        super().__init__(dim, divide_by)
+        self.mlp.norm = core.make_norm(mlp_norm, dim)
+        self.norm = core.make_norm(between_norm, dim)
+
+    def before_relu(self, x, batch):
+        """What the MLP's first Linear gives, before norm and ReLU: [V, D] -> [V, D]."""
+        total = (1 + self.eps) * x + core.sum_over_neighbours(x.relu(), batch)
+        return self.mlp.first(total / self.divide_by)
+
+
+def trial(config, seed, job):
+    """Train GIN on graphs that share one pattern, score on the same graphs after each step."""
+    graphs = core.PatternData(seed).first(config.graphs)
+    batch = core.GraphBatch(graphs, job.device)
+    with core.initialised_from(seed):
+        layers = [
+            NormedGINLayer(config.dim, config.mlp_norm, config.between_norm, config.divide_by)
+            for _ in range(config.layers)
+        ]
+        model = core.NodeClassifier(layers, config.dim).to(job.device)
+    history = core.train(model, [batch], seed=seed, lr=config.lr, epochs=config.epochs, clip=5.0)
+
+    score = history["recall"].mean(axis=1)
+    return {
+        "best score": score.max(),
+        "oscillation": core.oscillation(score),
+        "rise": rise(score),
+        "largest drop": largest_drop(score),
+        "epochs to 0.7": epochs_to(score, 0.7),
+        "variance before ReLU": variance_before_relu(model, batch),
+        **read_gradients(history),
+        "score by epoch": score,
+    }
+
+
+def rise(score):
+    """Mean of the last quarter of a curve [T] less that of the first."""
+    quarter = len(score) // 4
+    return score[-quarter:].mean() - score[:quarter].mean()
+
+
+def largest_drop(score):
+    """How far a curve [T], smoothed over 10 epochs, falls below what it had reached."""
+    smooth = np.convolve(score, np.ones(10) / 10, mode="valid")
+    return (np.maximum.accumulate(smooth) - smooth).max()
+
+
+def epochs_to(score, level):
+    """The first epoch at which a curve [T] reaches a level; its length if it never does."""
+    reached = np.flatnonzero(score >= level)
+    return int(reached[0]) if len(reached) else len(score)
+
+
+@torch.no_grad()
+def variance_before_relu(model, batch):
+    """Variance over the nodes of what enters the MLP's ReLU or its norm, in the highest layer."""
+    model = copy.deepcopy(model).train()  # the pass must not change the norms' statistics
+    x = model.embed(F.one_hot(batch.feature, core.SYMBOLS).float())
+    found = []
+    for layer in model.layers:
+        found.append(float(layer.before_relu(x, batch).var(0).mean()))
+        x = layer(x, batch)
+    return max(found)
+
+
+def read_gradients(history):
+    """What the notebook reads off its plots of grad/weight, as numbers: {name: float}."""
+    modules = np.array(list(core.grad_over_weight(history, by="module").values()))
+    middle = np.nanmedian(modules[:, 1:], axis=0)  # per step; a bias has no ratio at the first
+    quarter = len(middle) // 4
+    ratios = core.grad_over_weight(history)
+    first = [ratios[name][1:] for name in ratios if name.endswith("mlp.first.bias")]
+    last = [ratios[name][1:] for name in ratios if name.endswith("mlp.last.bias")]
+    decades = np.log10(np.maximum(np.array(first + last), 1e-12))
+    return {
+        "share in band": np.mean((middle > 1e-3) & (middle < 1e-1)),
+        "trend": np.median(middle[-quarter:]) / np.median(middle[:quarter]),
+        "bias ratio": 10 ** np.median(decades),
+        "bias unrest": np.abs(np.diff(decades, axis=1)).mean(),
+        "first bias ratio": np.median(first),
+        "last bias ratio": np.median(last),
+    }
+
+
+CLAIMS = [
+    Claim(
+        "Without the batch norm between the layers GIN works, and its score rises steadily",
+        "opening, 8.3",
+        Check("best score", above=0.8, arm="MLP norm only"),
+        Check("rise", above=0, arm="MLP norm only"),
+        Check("largest drop", below=0.02, arm="MLP norm only"),
+    ),
+    Claim(
+        "Without either batch norm GIN gets 50%",
+        "opening, 8.3",
+        Check("best score", between=(0.45, 0.55), arm="no norm"),
+    ),
+    Claim(
+        "With only the batch norm between the layers GIN does not work",
+        "opening, 8.3",
+        Check("best score", below=0.8, arm="between norm only"),
+    ),
+    Claim(
+        "Of the two batch norms the one inside the MLP is the more important",
+        "opening",
+        Check("best score", above=0, arm="MLP norm only", minus="between norm only"),
+    ),
+    Claim(
+        "The batch norm before the ReLU is paramount: without it GIN loses more than 0.1",
+        "8.3",
+        Check("best score", above=0.1, arm="both norms", minus="between norm only"),
+        Check("best score", above=0.1, arm="MLP norm only", minus="no norm"),
+    ),
+    Claim(
+        "The variance in front of the MLP's ReLU is very high",
+        "8.3",
+        Check("variance before ReLU", above=10, arm="MLP norm only"),
+    ),
+    Claim(
+        "In a working run grad/weight falls, within 0.1 to 0.001",
+        "8.3",
+        Check("share in band", above=0.9, arm="MLP norm only"),
+        Check("trend", below=1, arm="MLP norm only"),
+    ),
+    Claim(
+        "In the run with only the norm between the layers the MLPs' biases have a very low"
+        " grad/weight that goes up and down",
+        "8.3",
+        Check("bias ratio", below=0.001, arm="between norm only"),
+        Check("bias unrest", above=1, arm="between norm only", over="MLP norm only"),
+    ),
+    Claim(
+        "GIN increases slowly but surely",
+        "6/3",
+        Check("epochs to 0.7", above=20, arm="both norms"),
+        Check("rise", above=0, arm="both norms"),
+        Check("largest drop", below=0.02, arm="both norms"),
+    ),
+    Claim(
+        "A bias in front of a batch norm has next to no gradient, in runs that work, too",
+        OURS,
+        Check("last bias ratio", below=0.001, arm="both norms"),
+        Check("last bias ratio", above=0.001, arm="MLP norm only"),
+        Check("first bias ratio", below=0.001, arm="MLP norm only"),
+        Check("first bias ratio", above=0.001, arm="between norm only"),
+    ),
+    Claim(
+        "Without norms GIN fails by scale: its sums divided by 59, it gains more than 0.1",
+        OURS,
+        Check("best score", above=0.1, arm="no norm, sum / 59", minus="no norm"),
+    ),
 ]
 
 
-def cell(config: dict) -> dict:
-    config = core.overfit_cell(config | {"model": "gin"})
-    has_norm = config["mlp_norm"] != "none" or config["between_norm"] != "none"
-    return config if has_norm else {key: value for key, value in config.items() if key != "norm_mask"}
+def plot(run):
+    """{name of the file: figure}."""
+    return {
+        "score": core.draw_curves(
+            run,
+            "score by epoch",
+            "GIN needs one of its batch norms, whichever, or a divided sum",
+            "Score by epoch, all seeds",
+            "epoch",
+            "balanced accuracy",
+            levels={"notebook: no norm": 0.5},
+        ),
+        "variance": core.draw_points(
+            run,
+            "variance before ReLU",
+            "Without norms the variance in front of the ReLU grows by orders of magnitude",
+            "Variance in front of the MLP's ReLU, highest layer, at the end of training",
+            "variance over the nodes",
+            levels={"high, by the rule": 10},
+            scale="log",
+        ),
+    }
 
-
-def watch_relus(model: torch.nn.Module) -> dict[str, list[list[torch.Tensor]]]:
-    """From now on each training pass appends, layer by layer, the mean over channels of the variance over nodes, and of the squared
-    mean, of what the MLP's first Linear puts out ("linear") and of what its ReLU takes in ("relu")."""
-    seen = {"linear": [[] for _ in model.layers], "relu": [[] for _ in model.layers]}
-
-    def meter(rows: list) -> callable:
-        def look(module, inputs):
-            if module.training:
-                x = inputs[0].detach()
-                rows.append(torch.stack([x.var(0).mean(), x.mean(0).square().mean()]))
-
-        return look
-
-    for i, layer in enumerate(model.layers):
-        layer.mlp.norm.register_forward_pre_hook(meter(seen["linear"][i]))
-        layer.mlp.relu.register_forward_pre_hook(meter(seen["relu"][i]))
-    return seen
-
-
-def trial(config: dict, seed: int) -> dict:
-    model = core.build_model(config, seed)
-    seen = watch_relus(model)
-    result = core.overfit(config, seed, model)
-    moments = {where: torch.stack([torch.stack(rows) for rows in layers], 1) for where, layers in seen.items()}  # [T, layers, 2]
-    linear, relu = (moments[where].double().numpy() for where in ("linear", "relu"))
-    names, ratio = core.ratio_to_weight(result, by="parameter")
-    bias = {part: ratio[1:, [name.endswith(f"mlp.{part}.bias") for name in names]] for part in ("first", "last")}  # [T - 1, layers]
-    decades = np.log10(np.maximum(np.concatenate(list(bias.values()), 1), 1e-12))
-    return result | {
-        "linear_variance": np.median(linear[..., 0].max(1)),  # of the layer where it is highest
-        "relu_variance": np.median(relu[..., 0].max(1)),
-        "relu_shared": np.median((relu[..., 1] / relu.sum(-1)).max(1)),
-        "mlp_bias_ratio": 10 ** np.median(decades),
-        "mlp_bias_wobble": np.abs(np.diff(decades, axis=0)).mean(),
-        "first_bias_ratio": np.median(bias["first"]),
-        "last_bias_ratio": np.median(bias["last"]),
-        "variance_entering_relu": relu[..., 0],  # [T, layers]
-    }  # fmt: skip
-
-
-BOTH, MLP, BETWEEN = {}, {"between_norm": "none"}, {"mlp_norm": "none"}
-NEITHER = MLP | BETWEEN
-SCALED = {"divide": 58.0}
-WORKS, STUCK = (0.8, ANY_ABOVE), (0.45, 0.55)
-CLAIMS = [
-    Claim("without the norm between layers GIN still works, and its score rises steadily", "opening 1, 4; 8.3",
-          [Check("best", WORKS, MLP), Check("jump", (ANY_BELOW, 0.01), MLP), Check("rise", (0.0, ANY_ABOVE), MLP)]),
-    Claim("the norm between layers hardly matters", "8.3", [Check("best", (-0.02, 0.02), MLP, versus=BOTH)]),
-    Claim("without either norm GIN stays at 0.5", "opening 2; 8.3", [Check("best", STUCK, NEITHER)]),
-    Claim("with the norm between layers alone GIN stays at 0.5", "opening 3; 8.3", [Check("best", STUCK, BETWEEN)]),
-    Claim("the MLP's norm is paramount: more than 0.1 of score", "8.3",
-          [Check("best", (0.1, ANY_ABOVE), BOTH, versus=BETWEEN), Check("best", (0.1, ANY_ABOVE), MLP, versus=NEITHER)]),
-    Claim("the variance in front of the MLP's ReLU is very high", "8.3", [Check("linear_variance", (10.0, ANY_ABOVE), MLP)]),
-    Claim("a working run keeps grad/weight within 0.1 to 0.001, and falling", "8.3",
-          [Check("in_band", (0.9, ANY_ABOVE), MLP), Check("ratio_trend", (ANY_BELOW, 1.0), MLP, scale="ratio")]),
-    Claim("where it does not work, grad/weight of the MLP's biases is very low and goes up and down", "8.3",
-          [Check("mlp_bias_ratio", (ANY_BELOW, 1e-3), BETWEEN),
-           Check("mlp_bias_wobble", (1.0, ANY_ABOVE), BETWEEN, versus=MLP, scale="ratio")]),
-    Claim("those biases are low wherever a batch norm stands behind them, in runs that work too (our question)", "8.3",
-          [Check("last_bias_ratio", (ANY_BELOW, 1e-3), BOTH), Check("last_bias_ratio", (1e-3, ANY_ABOVE), MLP),
-           Check("first_bias_ratio", (ANY_BELOW, 1e-3), MLP), Check("first_bias_ratio", (1e-3, ANY_ABOVE), BETWEEN)]),
-    Claim("without norms GIN fails by scale alone: its sums divided by 58, it works without any norm (our question)", "8.3",
-          [Check("best", WORKS, NEITHER | SCALED), Check("best", (0.1, ANY_ABOVE), NEITHER | SCALED, versus=NEITHER)]),
-]  # fmt: skip
-
-
-def arm(config: dict) -> str:
-    mlp, between = config["mlp_norm"], config["between_norm"]
-    return f"both {mlp}" if mlp == between else f"MLP {mlp}, between {between}"
-
-
-def headline(run: core.Run) -> str:
-    return f"best score: {core.extremes(run, 'best')}"
-
-
-def figures(run: core.Run) -> list[core.Figure]:
-    told = ("mlp_norm", "between_norm")
-    others = [key for key in core.varying(run.cells) if key not in told]
-    return [
-        core.score_figure(run, arm, told, notebook=lambda cell: {"both none": 0.5} if arm(cell) == "both none" else {}),
-        core.curves_figure(run, "variance", f"Largest variance entering a ReLU: {core.extremes(run, 'relu_variance')}",
-                           lambda cell, result: {arm(cell): result["variance_entering_relu"].max(1)}, others,
-                           "step", "variance over nodes, highest layer", log=True),
-        core.ratio_figure(run, arm),
-    ]  # fmt: skip
-
-
-SMOKE = {"layers": (2,), "lr": (1e-2,), "dim": (8,), "graphs": (2,), "epochs": (4,)}
-METRICS = ["best", "final", "jump", "linear_variance", "relu_variance", "relu_shared", "first_bias_ratio", "last_bias_ratio"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
 if __name__ == "__main__":
-    raise SystemExit(core.main(EXPERIMENT))
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY)

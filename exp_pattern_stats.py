@@ -1,147 +1,348 @@
-"""Are the notebook's degrees and edge-type ratios those of one stored batch, or of the whole training set?
+"""Are the notebook's degrees and edge-type ratios those of one stored batch, or of the whole set?
 
-Entry       graph notebook, "number of neigbours distrubtion" (6/3) and "ratio of edges types" (10.3)
-Hypothesis  The table counts 3631 nodes, 47.9 neighbours each: 32 graphs of 113.5 nodes, one batch. The recalls printed on 6/3
-            split it into 3055 + 576 nodes and in no other way: 18 pattern nodes a graph. p[neighbour y | self y] is a mean over
-            nodes of the share of neighbours on the pattern: .2030 outside, .1584 on it. Ours: stored graphs share one pattern and
-            the shares grow with its size, so those of the set differ. p[connect | ...] is the same share (.0019/.0074 = .203/.797)
-            over 107 to 109 pairs a node of either kind: not its edges, nor all pairs of this batch (113.5 or more). Of another
-            one? Its nodes outside, more of which are in large graphs, should have about 4 more than those on the pattern.
-Rule        5 seeds of 100 patterns; 32 and 10,000 graphs in both orders. Rank of a notebook number: share of the batches below it;
-            "usual" is 0.025 to 0.975. A claim stands if the 95% interval of every check lies in its range, and falls if one lies
-            wholly outside (CLAIMS, below; fixed before the first full run).
+Notebook    graph notebook: 6/3 (number of neighbours), 10.3 (edge types)
+Setup       Training graphs of PATTERN as its authors generate it: 32 or all 10,000, in stored order
+            (100 graphs with one pattern, then 100 with the next) or shuffled, cut into batches of
+            32, the notebook's batch size. Nothing is trained. Each seed draws its own 100 patterns.
+            The notebook's table has 3,631 nodes with 47.9 neighbours each. The recalls that it
+            prints on 6/3 are fractions of 3,055 and 576 nodes, together 3,631: 18 pattern nodes
+            per graph. p[neighbour y | self y] is the mean over nodes of the share of neighbours
+            with label y. We read p[connect] as the sum of the same shares over all pairs of a
+            batch, where the notebook's code leaves open which pairs it counts.
+Hypothesis  A stored batch has the table's range of 24 to 82 neighbours; a node outside the pattern
+            has 0.2030 of its neighbours on the pattern, a node on it 0.1584. Ours: both shares
+            follow from the size of the one pattern that stored graphs share, so the notebook's are
+            those of 18 nodes, and neither they nor the range are those of the whole set.
+Rule        10 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if
+            it lies outside; one failed check refutes a claim.
+            Rank: share of a set's batches that lie below the notebook's number; the number is
+            usual for a batch if its rank is between 0.025 and 0.975.
+            Outside share and pattern share: mean share of neighbours on the pattern, over the nodes
+            outside it and on it. Share gap: the first less the second. Pairs gap: pairs per node
+            outside less pairs per node on the pattern; the four printed p[connect] leave at most
+            1.2 for it.
+            Error of a share: mean over patterns of the share in all graphs with that pattern less
+            the share that its size implies; small within 0.005.
+            Implied size: the size at which a share has its expected value. Low and high implied
+            size: 95% interval for the notebook, from the errors of the batches with one pattern;
+            18 has to lie between them. Size disagreement: the size that the pattern share implies
+            less the one that the outside share implies; the notebook's is not that of a shuffled
+            batch if its rank there is below 0.025.
+            The whole set is compared with 24, 82 and 0.1584.
 Cost        under 1 min on 2 cores
 """
 
+import core
+from core import OURS, Check, Claim
+
 import numpy as np
 
-import core_old as core
-from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+parser = core.make_parser(__doc__, seeds=10)
+parser.add_argument(
+    "--graphs", nargs="+", type=core.integer(32, 10_000), default=[32], help="training graphs"
+)
+parser.add_argument(
+    "--order",
+    nargs="+",
+    choices=["stored", "shuffled"],
+    default=["stored"],
+    help="stored: pattern after pattern; shuffled: a batch has many patterns",
+)
 
-BATCH, SIZES = 32, np.arange(*core.SIZE_RANGE)  # graphs a batch, as in all of the notebook; nodes of a pattern or community
-FLAGS = [
-    Flag("graphs", at_least(BATCH), (BATCH, 10_000), "graphs: one batch, or the whole set"),
-    Flag("order", one_of("stored", "shuffled"), ("stored", "shuffled"), "stored: pattern after pattern; shuffled: they mix"),
-    Flag("split", one_of(*core.GRAPHS_PER_PATTERN), ("train",), "which part of the data"),
+ARMS = {  # the baseline first; a run with flags takes these
+    "one stored batch": {},
+    "one shuffled batch": {"order": "shuffled"},
+    "whole set, stored": {"graphs": 10_000},
+    "whole set, shuffled": {"graphs": 10_000, "order": "shuffled"},
+}
+ABLATIONS = {}
+COLUMNS = [
+    "pattern share",
+    "outside share",
+    "fewest neighbours",
+    "mean neighbours",
+    "most neighbours",
 ]
-DEGREES = [*range(24, 80), 81, 82]  # the notebook's table, as nodes: its entries over their degree, without the 3631 of self
-TABLE = np.array([
-    3, 3, 4, 7, 9, 15, 15, 24, 31, 33, 44, 76, 75, 106, 97, 106, 124, 130, 149, 131, 157, 169, 161, 156, 154, 186, 160, 147, 135,
-    127, 118, 90, 101, 78, 66, 65, 64, 47, 51, 34, 28, 33, 17, 25, 18, 17, 6, 6, 5, 3, 5, 2, 4, 5, 4, 2, 1, 2])  # fmt: skip
-NOTEBOOK = {"nodes": 3631 / 32, "pattern_nodes": 576 / 32, "degree_low": 24, "degree_mean": TABLE @ DEGREES / 3631}
-NOTEBOOK |= {"degree_high": 82, "outside_share": 0.2030, "pattern_share": 0.1584, "pairs_gap": 1.2}  # 108.4 - 107.2 at most
+TINY = {"graphs": 32}
+
+BATCH = 32
+DEGREES = np.array([*range(24, 80), 81, 82])
+NODES = np.array(  # of each degree; the notebook's table counts node-neighbour pairs instead
+    [
+        *(3, 3, 4, 7, 9, 15, 15, 24, 31, 33, 44, 76, 75, 106, 97, 106, 124, 130, 149, 131),
+        *(157, 169, 161, 156, 154, 186, 160, 147, 135, 127, 118, 90, 101, 78, 66, 65, 64, 47),
+        *(51, 34, 28, 33, 17, 25, 18, 17, 6, 6, 5, 3, 5, 2, 4, 5, 4, 2, 1, 2),
+    ]
+)
+NOTEBOOK = {
+    "nodes": 3631 / BATCH,
+    "fewest neighbours": 24,
+    "mean neighbours": NODES @ DEGREES / 3631,
+    "most neighbours": 82,
+    "outside share": 0.2030,
+    "pattern share": 0.1584,
+    "p[connect] 0, 0": 0.0074,  # label of the node, label of the other
+    "p[connect] 0, 1": 0.0019,
+    "p[connect] 1, 0": 0.0078,
+    "p[connect] 1, 1": 0.0015,
+    "pairs gap": 1.2,
+}
 
 
-def neighbours(graph: core.Graph) -> tuple[np.ndarray, np.ndarray]:
-    """Of each node: its neighbours, and those of them on the pattern. Both [n]."""
-    n = len(graph.label)
-    edges = np.stack(core.upper_triangle(n))[:, np.unpackbits(graph.edges, count=n * (n - 1) // 2).view(bool)]
-    node, other = np.concatenate([edges, edges[::-1]], 1)
-    return np.bincount(node, minlength=n), np.bincount(node, graph.label[other], n)
+def trial(config, seed, job):
+    """Draw graphs, measure each, and rank the notebook's numbers among their batches."""
+    data = core.PatternData(seed)
+    if config.order == "stored":
+        graphs = data.first(config.graphs)
+    else:
+        graphs = core.shuffled(data, config.graphs)
+    rows = [measure_graph(graph) for graph in graphs]
+    measured = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+    batches = []
+    for start in range(0, len(graphs) - BATCH + 1, BATCH):
+        batches.append(summarise(measured, np.arange(start, start + BATCH)))
+    patterns = []
+    for number in np.unique(measured["pattern"]):
+        patterns.append(summarise(measured, np.flatnonzero(measured["pattern"] == number)))
+
+    whole = summarise(measured, np.arange(len(graphs)))
+    low, high = implied_size_interval(batches)
+    return {
+        **whole,
+        **rank_notebook(batches),
+        "share gap": whole["outside share"] - whole["pattern share"],
+        "outside share error": share_error(patterns, "outside share"),
+        "pattern share error": share_error(patterns, "pattern share"),
+        "implied size, low": low,
+        "implied size, high": high,
+        "nodes by degree": measured["histogram"].sum(axis=0) / measured["nodes"].sum(),
+        "size by pattern": [pattern["pattern nodes"] for pattern in patterns],
+        "outside share by pattern": [pattern["outside share"] for pattern in patterns],
+        "pattern share by pattern": [pattern["pattern share"] for pattern in patterns],
+    }
 
 
-def measure(rows: np.ndarray) -> np.ndarray:
-    """The numbers of NOTEBOOK, in its order, of some graphs: [graphs, 7] as in `trial` -> [8]."""
-    n, on, low, degree, high, outside_share, pattern_share = rows.T
-    share, pairs = [outside_share.sum() / (n - on).sum(), pattern_share.sum() / on.sum()], np.average(n, weights=n - on)
-    return np.array([n.mean(), on.mean(), low.min(), degree.sum() / n.sum(), high.max(), *share, pairs - np.average(n, weights=on)])
+def measure_graph(graph):
+    """Counts and sums of one graph: {name: number or histogram}."""
+    adjacency = graph.adjacency()
+    on_pattern = graph.label == 1
+    degree = adjacency.sum(axis=1)
+    share = adjacency[:, on_pattern].sum(axis=1) / np.maximum(degree, 1)
+    return {
+        "pattern": graph.pattern,
+        "nodes": len(degree),
+        "pattern nodes": on_pattern.sum(),
+        "fewest": degree.min(),
+        "total": degree.sum(),
+        "most": degree.max(),
+        "outside sum": share[~on_pattern].sum(),
+        "pattern sum": share[on_pattern].sum(),
+        "histogram": np.bincount(degree, minlength=128)[:128],
+    }
 
 
-def expected_shares(hidden: int) -> tuple[float, float]:
-    """Expected share of neighbours on a pattern of `hidden` nodes, of a node outside (expected neighbours there over all expected
-    ones) and of one on it (exact, since it meets all others alike); averaged over the sizes of the communities."""
-    two = np.convolve(np.ones(len(SIZES)), np.ones(len(SIZES)))
-    four, own = np.convolve(two, two), SIZES[:, None]  # ways to each total of the four other communities; the node's own
-    rest, onto = 4 * SIZES[0] + np.arange(len(four)), core.EDGE_PATTERN * hidden
-    outside = onto / (onto + core.EDGE_INSIDE * (own - 1) + core.EDGE_BETWEEN * rest)
-    inside = (hidden - 1) / (hidden - 1 + own + rest)
-    return np.average(outside, weights=own * four), np.average(inside, weights=own**0 * four)
+def summarise(measured, chosen):
+    """The notebook's numbers, of the chosen graphs together: {name: number}."""
+    graph = {name: values[chosen] for name, values in measured.items()}
+    outside_nodes = graph["nodes"] - graph["pattern nodes"]
+    outside_share = graph["outside sum"].sum() / outside_nodes.sum()
+    pattern_share = graph["pattern sum"].sum() / graph["pattern nodes"].sum()
+    # Pairs of a node, itself included; large graphs have more nodes outside
+    outside_pairs = np.average(graph["nodes"], weights=outside_nodes)
+    pattern_pairs = np.average(graph["nodes"], weights=graph["pattern nodes"])
+    from_outside, from_pattern = implied_sizes(outside_share, pattern_share)
+    return {
+        "nodes": graph["nodes"].mean(),
+        "pattern nodes": graph["pattern nodes"].mean(),
+        "fewest neighbours": graph["fewest"].min(),
+        "mean neighbours": graph["total"].sum() / graph["nodes"].sum(),
+        "most neighbours": graph["most"].max(),
+        "outside share": outside_share,
+        "pattern share": pattern_share,
+        "p[connect] 0, 0": (1 - outside_share) / outside_pairs,
+        "p[connect] 0, 1": outside_share / outside_pairs,
+        "p[connect] 1, 0": (1 - pattern_share) / pattern_pairs,
+        "p[connect] 1, 1": pattern_share / pattern_pairs,
+        "pairs gap": outside_pairs - pattern_pairs,
+        "implied size": (from_outside + from_pattern) / 2,
+        "size disagreement": from_pattern - from_outside,
+        "patterns": len(np.unique(graph["pattern"])),
+    }
 
 
-FORMULA = np.array([expected_shares(hidden) for hidden in range(60)])  # [size, 2]
+def expected_shares(pattern_size):
+    """Expected outside share and pattern share for a pattern of so many nodes.
+
+    Averages over the sizes of the communities. A node on the pattern meets all others alike, so
+    its share is exact; outside, it is expected neighbours there over all expected neighbours.
+    """
+    sizes = np.arange(*core.SIZES)
+    two = np.convolve(np.ones(len(sizes)), np.ones(len(sizes)))
+    ways = np.convolve(two, two)  # to draw each total size of the four other communities
+    others = 4 * sizes[0] + np.arange(len(ways))
+    own = sizes[:, None]  # size of the node's own community
+
+    to_pattern = core.EDGE_PATTERN * pattern_size
+    to_rest = core.EDGE_INSIDE * (own - 1) + core.EDGE_BETWEEN * others
+    outside_share = np.average(to_pattern / (to_pattern + to_rest), weights=own * ways)
+    nodes = pattern_size + own + others
+    pattern_share = np.average((pattern_size - 1) / (nodes - 1), weights=np.ones_like(own) * ways)
+    return outside_share, pattern_share
 
 
-def trial(config: dict, seed: int) -> dict:
-    rows, pattern, histogram = [], [], np.zeros((core.COMMUNITIES + 1) * core.SIZE_RANGE[1])
-    for graph in core.PatternData(seed, config["split"]).first(config["graphs"], config["order"]):
-        degree, on_pattern = neighbours(graph)
-        share, on = on_pattern / np.maximum(degree, 1), graph.label == 1
-        rows.append([len(on), on.sum(), degree.min(), degree.sum(), degree.max(), share[~on].sum(), share[on].sum()])
-        pattern.append(graph.pattern)
-        histogram += np.bincount(degree, minlength=len(histogram))
-    rows, pattern, wanted = np.array(rows), np.array(pattern), np.array(list(NOTEBOOK.values()))
-    parts = [slice(i, i + BATCH) for i in range(0, len(rows) - BATCH + 1, BATCH)]
-    batches = np.array([measure(rows[part]) for part in parts])
-    patterns = np.array([measure(rows[pattern == number]) for number in np.unique(pattern)])
-    # The size that both shares of a batch imply, less its true one, in batches of one pattern: the interval of the notebook's
-    size = sum(np.interp([wanted[k], *batches[:, k]], FORMULA[:, k - 5], np.arange(len(FORMULA))) for k in (5, 6)) / 2
-    off = [s - batch[1] for s, batch, part in zip(size[1:], batches, parts, strict=True) if len(set(pattern[part])) == 1]
-    low, high = size[0] - np.quantile(off or np.nan, (0.975, 0.025))
-    error = (patterns[:, 5:7] - FORMULA[patterns[:, 1].astype(int)]).mean(0)
-    result = dict(zip(NOTEBOOK, measure(rows), strict=True)) | {"implied_size_low": low, "implied_size_high": high}
-    result |= dict(zip((f"rank_{name}" for name in NOTEBOOK), (batches < wanted).mean(0), strict=True))
-    result |= {"outside_share_error": error[0], "pattern_share_error": error[1], "curve": histogram / histogram.sum()}
-    return result | {"share_gap": result["outside_share"] - result["pattern_share"], "batches": batches, "patterns": patterns}
+FORMULA = np.array([expected_shares(size) for size in range(60)])  # [size, 2]
 
 
-def cell(config: dict) -> dict:
-    if config["graphs"] > (whole := core.KNOWN_PATTERNS * core.GRAPHS_PER_PATTERN[config["split"]]):
-        raise core.UsageError(f"--graphs {config['graphs']}: the {config['split']} split has {whole}; give fewer")
-    return config
+def implied_sizes(outside_share, pattern_share):
+    """Pattern sizes at which the two shares have their expected values."""
+    sizes = np.arange(len(FORMULA))
+    from_outside = np.interp(outside_share, FORMULA[:, 0], sizes)
+    from_pattern = np.interp(pattern_share, FORMULA[:, 1], sizes)
+    return from_outside, from_pattern
 
 
-SET, MIXED, USUAL, UNUSUAL = {"graphs": 10_000}, {"graphs": 10_000, "order": "shuffled"}, (0.025, 0.975), (ANY_BELOW, 0.025)
+def share_error(patterns, name):
+    """Mean over the patterns of a share less what the pattern's size implies."""
+    column = ["outside share", "pattern share"].index(name)
+    errors = [
+        pattern[name] - FORMULA[round(pattern["pattern nodes"]), column] for pattern in patterns
+    ]
+    return np.mean(errors)
+
+
+def implied_size_interval(batches):
+    """95% interval of the notebook's pattern size, from batches with one pattern; NaN without."""
+    errors = []
+    for batch in batches:
+        if batch["patterns"] == 1:
+            errors.append(batch["implied size"] - batch["pattern nodes"])
+    size = np.mean(implied_sizes(NOTEBOOK["outside share"], NOTEBOOK["pattern share"]))
+    return size - np.quantile(errors or [np.nan], [0.975, 0.025])
+
+
+def rank_notebook(batches):
+    """Share of the batches below each number of the notebook: {"rank of NAME": share}."""
+    from_outside, from_pattern = implied_sizes(NOTEBOOK["outside share"], NOTEBOOK["pattern share"])
+    numbers = NOTEBOOK | {"size disagreement": from_pattern - from_outside}
+    ranks = {}
+    for name, number in numbers.items():
+        ranks[f"rank of {name}"] = np.mean([batch[name] < number for batch in batches])
+    return ranks
+
+
+def usual(*names):
+    """Checks that the notebook's numbers are usual for a stored batch."""
+    return [
+        Check(f"rank of {name}", between=(0.025, 0.975), arm="whole set, stored") for name in names
+    ]
+
+
 CLAIMS = [
-    Claim("the table's nodes and fewest (24), mean and most (82) neighbours are usual for a stored batch", "6/3",
-          [Check(f"rank_{name}", USUAL, SET) for name in ("nodes", "degree_low", "degree_mean", "degree_high")]),
-    Claim("so are 18 pattern nodes a graph and the shares .2030 and .1584", "6/3, 10.3",
-          [Check(f"rank_{name}", USUAL, SET) for name in ("pattern_nodes", "outside_share", "pattern_share")]),
-    Claim("the set, too, has the range 24 to 82", "6/3", [Check("degree_low", (23, 25), SET), Check("degree_high", (81, 83), SET)]),
-    Claim("the whole set has the notebook's shares, to one point", "10.3",
-          [Check("outside_share", (0.193, 0.213), SET), Check("pattern_share", (0.1484, 0.1684), SET)]),
-    Claim(".1584 is too low for a shuffled batch (our question)", "10.3", [Check("rank_pattern_share", UNUSUAL, MIXED)]),
-    Claim("pattern nodes have a smaller share of neighbours on the pattern than others, in a batch and in the set", "10.3",
-          [Check("share_gap", (0.0, ANY_ABOVE), arm) for arm in ({}, SET)]),
-    Claim("both shares follow from the pattern's size, to half a point (our question)", "10.3",
-          [Check(f"{name}_share_error", (-0.005, 0.005), SET) for name in ("outside", "pattern")]),
-    Claim("the shares alone imply a pattern of 18 nodes, as the recalls say (our question)", "6/3, 10.3",
-          [Check("implied_size_low", (ANY_BELOW, 18), SET), Check("implied_size_high", (18, ANY_ABOVE), SET)]),
-    Claim("p[connect] may be over all pairs of some batch: a gap below 1.2 is usual (our question)", "10.3",
-          [Check("rank_pairs_gap", USUAL, SET)]),
-]  # fmt: skip
+    Claim(
+        "A usual stored batch has the table's nodes and its fewest (24), mean and most (82) "
+        "neighbours",
+        "6/3",
+        *usual("nodes", "fewest neighbours", "mean neighbours", "most neighbours"),
+    ),
+    Claim(
+        "In a usual stored batch a node outside the pattern has 0.2030 of its neighbours on the "
+        "pattern, and a node on it 0.1584",
+        "10.3",
+        *usual("outside share", "pattern share"),
+    ),
+    Claim(
+        "Nodes on the pattern have a smaller share of their neighbours there than other nodes",
+        "10.3",
+        Check("share gap", above=0, arm="one stored batch"),
+    ),
+    Claim(
+        "Divided by all pairs of a usual batch, the same sums are the four printed p[connect]",
+        "10.3",
+        *usual("p[connect] 0, 0", "p[connect] 0, 1", "p[connect] 1, 0", "p[connect] 1, 1"),
+        *usual("pairs gap"),
+    ),
+    Claim(
+        "Both shares follow from the size of the pattern alone",
+        OURS,
+        Check("outside share error", between=(-0.005, 0.005), arm="whole set, stored"),
+        Check("pattern share error", between=(-0.005, 0.005), arm="whole set, stored"),
+    ),
+    Claim(
+        "The two printed shares imply a pattern of 18 nodes, as the recalls of 6/3 do",
+        OURS,
+        Check("implied size, low", below=18, arm="whole set, stored"),
+        Check("implied size, high", above=18, arm="whole set, stored"),
+    ),
+    Claim(
+        "The printed shares agree on a size as in a stored batch, better than in a shuffled one",
+        OURS,
+        *usual("size disagreement"),
+        Check("rank of size disagreement", below=0.025, arm="whole set, shuffled"),
+    ),
+    Claim(
+        "The whole set has a wider range of degrees than the table and a larger pattern share",
+        OURS,
+        Check("fewest neighbours", below=24, arm="whole set, stored"),
+        Check("most neighbours", above=82, arm="whole set, stored"),
+        Check("pattern share", above=0.1584, arm="whole set, stored"),
+    ),
+]
 
 
-def headline(run: core.Run) -> str:
-    return f"share of a pattern node's neighbours on the pattern: {core.extremes(run, 'pattern_share')}; notebook 0.158"
+def plot(run):
+    """{name of the file: figure}."""
+    return {"degrees": draw_degrees(run), "shares": draw_shares(run)}
 
 
-def figures(run: core.Run) -> list[core.Figure]:
-    table, columns = np.bincount(DEGREES, TABLE / 3631, 130), {}
-    degrees = core.curves_figure(
-        run, "degrees", f"Most neighbours of a node: {core.extremes(run, 'degree_high')}; notebook 82",
-        lambda cell, result: {"this run": result["curve"][:130], "notebook": table},
-        core.varying(run.cells), "neighbours of a node", "share of nodes")  # fmt: skip
-    core.pyplot().setp(degrees.figure.findobj(lambda part: part.get_label() == "notebook"), color="black", linestyle="--")
-    largest = max(range(len(run.cells)), key=lambda i: run.cells[i]["graphs"])
-    figure, grid = core.pyplot().subplots(1, 2, figsize=(9.5, 4.8), sharey=True)
-    for k, axes, title in zip((5, 6), grid, ("nodes outside the pattern", "pattern nodes"), strict=True):
-        for seed, result in zip(run.seeds, run.results[largest], strict=True):
-            columns |= {f"{title} | seed {seed} | {name}": result["patterns"][:, i] for name, i in (("size", 1), ("share", k))}
-            axes.plot(result["patterns"][:, 1], result["patterns"][:, k], ".", markersize=4, label=f"seed {seed}")
-        axes.plot(SIZES, FORMULA[SIZES, k - 5], "k", label="expected")
-        axes.axhline(list(NOTEBOOK.values())[k], color="black", linestyle="--", linewidth=1, label="notebook")
-        axes.axvline(18, color="black", linestyle=":", linewidth=1, label="size by the notebook's recalls")
-        axes.set(title=title, xlabel="nodes of the pattern", ylabel="share of neighbours on the pattern")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    core.add_title(
-        figure, finding := f"Pattern nodes' share less expected: {np.mean(run.values(largest, 'pattern_share_error')):+.4f}"
+def draw_degrees(run):
+    """Share of nodes by degree, and the notebook's table."""
+    figure = core.draw_curves(
+        run,
+        "nodes by degree",
+        "The notebook's degrees are those of one stored batch; the whole set has a wider range",
+        "Share of nodes by their number of neighbours",
+        "neighbours of a node",
+        "share of nodes",
+        panels={
+            "one batch of 32 graphs": ["one stored batch", "one shuffled batch"],
+            "all graphs": ["whole set, stored"],
+        },
     )
-    return [degrees, core.Figure("shares", figure, finding, columns)]
+    if figure is None:
+        return None
+    for axis in figure.axes:
+        axis.plot(DEGREES, NODES / 3631, color="black", linestyle="--", label="notebook")
+        axis.legend(fontsize=9)
+    return figure
 
 
-SMOKE = {"graphs": (32,), "order": ("stored",)}
-METRICS = ["outside_share", "pattern_share", "share_gap", "degree_low", "degree_mean", "degree_high", "nodes", "pattern_nodes"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
+def draw_shares(run):
+    """Both shares of each pattern by its size."""
+    arm = "whole set, stored" if run.shows("whole set, stored") else next(iter(run.arms))
+    figure, axes = core.new_figure(
+        run,
+        "Both shares follow from the pattern's size; the notebook's two agree on 18 nodes",
+        f"Share of neighbours on the pattern by the pattern's size, {arm}",
+        columns=2,
+        width=9.0,
+        height=4.2,
+        sharey=True,
+    )
+    sizes = np.arange(*core.SIZES)
+    panels = {"nodes outside the pattern": "outside share", "pattern nodes": "pattern share"}
+    for column, (panel, name) in enumerate(panels.items()):
+        axis = axes[0, column]
+        for result in run.results(arm):
+            axis.plot(result["size by pattern"], result[f"{name} by pattern"], ".", markersize=3)
+        axis.plot(sizes, FORMULA[sizes, column], color="black", label="expected")
+        core.draw_levels(axis.axhline, {f"notebook: {NOTEBOOK[name]:.4f}": NOTEBOOK[name]})
+        axis.axvline(18, color="black", linestyle=":", linewidth=1, label="18 nodes")
+        axis.set(title=panel, xlabel="nodes of the pattern")
+        axis.legend(fontsize=9)
+    axes[0, 0].set_ylabel("share of neighbours on the pattern")
+    return figure
+
 
 if __name__ == "__main__":
-    raise SystemExit(core.main(EXPERIMENT))
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY)
