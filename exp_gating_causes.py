@@ -315,10 +315,10 @@ def draw_mechanism(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "What shifts all logits together oscillates; what loses the degree scores low",
+        "What shifts all logits together oscillates; dividing nodes by their degree costs score",
         "Oscillation by logit shift, and score by what is left of the degree",
         columns=2,
-        width=11.0,
+        width=12.0,
         height=4.8,
     )
     left, right = axes[0]
@@ -330,10 +330,11 @@ def draw_mechanism(run):
             axis.plot(at, value, ".", color=colour, alpha=0.4)
             axis.plot(at.mean(), value.mean(), "o", color=colour, label=arm)
     left.set(xscale="log", yscale="log")
-    left.set_xlabel("logit shift: change of the mean margin per epoch, in spreads")
+    left.set_xlabel("logit shift per epoch, in spreads of the margin")
     left.set_ylabel("oscillation per epoch")
     core.draw_levels(left.axhline, {"the rule's threshold": 0.01})
-    right.set_xlabel("degree share of what enters the readout, before training")
+    right.set_xscale("log")
+    right.set_xlabel("degree share before training")
     right.set_ylabel("late score, balanced accuracy")
     figure.legend(*right.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure

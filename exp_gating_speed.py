@@ -2,16 +2,16 @@
 
 Notebook    graph notebook: 13/3
 Setup       One training step (forward, backward, Adam) of four layers of width 100 on one batch of
-            32 PATTERN graphs. The notebook's layer is the bare one: two gates, no projections, and a
-            feed-forward as wide as GIN's MLP. The full layer adds a value and an output projection
-            and a feed-forward of 600. GIN is timed as this repository computes it, by a dense
-            product with the adjacency, and as graph libraries do, along a list of edges. Which of
-            them the notebook used is not known. All take turns in one process on one thread; a
-            seed draws its own graphs.
+            32 PATTERN graphs. The notebook's layer is the bare one: two gates, no projections, and
+            a feed-forward as wide as GIN's MLP. The full layer adds a value and an output
+            projection and a feed-forward of 600. GIN is timed as this repository computes it, by a
+            dense product with the adjacency, and as graph libraries do, along a list of edges.
+            Which of them the notebook used is not known. All take turns in one process on one
+            thread; a seed draws its own graphs.
 Hypothesis  A step of positional gating is much faster than one of GIN. Ours: against a dense GIN
-            the bare layer takes about as long, since both are one dense product and two linear layers
-            per layer; against an edge list it is much faster; the full layer is slower than a dense
-            GIN, because its feed-forward is six times as wide.
+            the bare layer takes about as long, since both are one dense product and two linear
+            layers per layer; against an edge list it is much faster; the full layer is slower than
+            a dense GIN, because its feed-forward is six times as wide.
 Rule        5 seeds, medians of 15 interleaved rounds. Times are ratios of the medians.
             A check holds if its 95% interval lies inside its bounds and fails if it lies outside;
             one failed check refutes a claim. Faster: below 1, against at least one of the two

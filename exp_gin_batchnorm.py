@@ -7,10 +7,11 @@ Setup       Overfit 32 PATTERN graphs that share one pattern: one batch, Adam at
             Score: balanced accuracy on the training graphs.
 Hypothesis  Only the batch norm inside the MLP matters: without it GIN does not work, with or
             without the one between the layers; with it alone GIN works and rises steadily. The
-            variance in front of the MLP's ReLU is very high. In a working run grad/weight falls and stays
-            within 0.1 to 0.001; in one that does not work the MLP's biases stay very low and go up
-            and down. Ours: a bias in front of a batch norm has no gradient, whether the run works
-            or not. What is wrong without norms is scale: each layer sums over 50 neighbours.
+            variance in front of the MLP's ReLU is very high. In a working run grad/weight falls
+            and stays within 0.1 to 0.001; in one that does not work the MLP's biases stay very low
+            and go up and down. Ours: a bias in front of a batch norm has no gradient, whether the
+            run works or not. What is wrong without norms is scale: each layer sums over 50
+            neighbours.
 Rule        10 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if
             it lies outside; one failed check refutes a claim.
             Best score: its maximum. Works: above 0.8. "50%": 0.45 to 0.55. Paramount: more than
