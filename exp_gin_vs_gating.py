@@ -167,6 +167,7 @@ def trial(config, seed, job):
         "oscillation": core.oscillation(score),
         "rise": rise(score),
         "largest drop": largest_drop(score),
+        "last loss": history["loss"][-1],
         "score by epoch": score,
     }
 

@@ -10,11 +10,18 @@ import runpy
 import signal as signals
 import subprocess
 import sys
+from fractions import Fraction
 from math import comb
 from pathlib import Path
 
 import core
+import exp_gating_causes
+import exp_gating_norms
+import exp_gating_speed
+import exp_gin_batchnorm
+import exp_gin_vs_gating
 import exp_logic_circuit as circuit
+import exp_pattern_stats as pattern_stats
 import exp_pyramid_edges
 from test_core import NUMBERS, exact_powers, exact_vectors
 
@@ -65,6 +72,14 @@ EFFECTS = {
         "test_graphs": ({}, 3),
         "epochs": ({}, 6),
     },
+    "exp_gating_speed": {
+        "mixing": ({}, "gating"),
+        "layers": ({}, 2),
+        "dim": ({}, 4),
+        "hidden": ({}, 4),
+        "graphs": ({}, 3),
+        "rounds": ({}, 4),
+    },
     "exp_gating_stability": {
         "mixing": ({}, "softmax"),
         "layers": ({}, 2),
@@ -82,6 +97,27 @@ EFFECTS = {
         "graphs": ({}, 3),
         "epochs": ({}, 30),
     },
+    "exp_gin_batchnorm": {
+        "mlp_norm": ({}, "none"),
+        "between_norm": ({}, "none"),
+        "divide_by": ({"mlp_norm": "none", "between_norm": "none"}, 59.0),
+        "layers": ({}, 2),
+        "lr": ({}, 1e-2),
+        "dim": ({}, 4),
+        "graphs": ({}, 3),
+        "epochs": ({}, 16),
+    },
+    "exp_gin_vs_gating": {
+        "mixing": ({}, "gin"),
+        "without": ({}, "both"),
+        "readout": ({}, "concat"),
+        "layers": ({}, 2),
+        "lr": ({}, 1e-2),
+        "dim": ({}, 4),
+        "hidden": ({"mixing": "gating"}, 4),
+        "graphs": ({}, 3),
+        "epochs": ({}, 16),
+    },
     "exp_logic_circuit": {
         "gates": ({}, "tables"),
         "width": ({}, 5),
@@ -92,6 +128,7 @@ EFFECTS = {
         "steps": ({}, 100),
         "patience": ({}, 0),
     },
+    "exp_pattern_stats": {"graphs": ({}, 40), "order": ({}, "shuffled")},
     "exp_pyramid_edges": {"base": ({}, 4), "receptive_field": ({}, 1), "float32": ({}, "off")},
     "exp_receptive_field": {
         "mixing": ({}, "softmax"),
@@ -126,9 +163,11 @@ def run_trial(module, settings, seed=0):
 
 
 def numbers(result):
-    """All numbers of a result as one vector per name, NaN as 0."""
+    """All numbers of a result but times as one vector per name, NaN as 0."""
     found = {}
     for name, value in result.items():
+        if re.search(r"^step over|, ms$", name):
+            continue
         array = np.asarray(value)
         if array.dtype.kind in "fiub":
             found[name] = np.nan_to_num(array.astype(float)).ravel()
@@ -227,6 +266,97 @@ def test_reach_holds_every_function_that_a_trial_calls(script):
     unseen = {f"{file}:{name}" for file, name in definitions} - set(reach)
     assert unseen - {f"{Path(__file__).name}:run_trial"} == set()
     assert len(definitions) > 3
+
+
+# exp_gating_speed
+
+
+def test_gin_along_edges_is_gin():
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    x = torch.randn(len(batch.label), 8)
+    with core.initialised_from(0):
+        dense = core.GINLayer(8)
+    along_edges = exp_gating_speed.EdgeGINLayer(8, exp_gating_speed.list_edges(batch))
+    along_edges.load_state_dict(dense.state_dict())
+    torch.testing.assert_close(along_edges(x, batch), dense(x, batch), rtol=1e-3, atol=1e-4)
+
+
+# exp_gating_causes and exp_gating_norms
+
+
+def test_norms_stand_where_they_are_said_to():
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    x = torch.randn(len(batch.label), 8)
+    mixing, feedforward = core.BareGating(), core.FeedForward(8, 12)
+    first = exp_gating_norms.NormedLayer(mixing, feedforward, 8, "layer", "batch", "batch")
+    y = x + first.after_mixing(mixing(first.norm1(x), batch))
+    torch.testing.assert_close(first(x, batch), y + feedforward(first.norm2(y)))
+    assert isinstance(first.norm1, torch.nn.LayerNorm)
+    assert isinstance(first.norm2, torch.nn.BatchNorm1d)
+    assert isinstance(first.after_mixing, torch.nn.BatchNorm1d)
+
+    last = exp_gating_norms.NormedLayer(mixing, feedforward, 8, "batch", "layer", order="last")
+    y = last.norm1(x + mixing(x, batch))
+    torch.testing.assert_close(last(x, batch), last.norm2(y + feedforward(y)))
+
+
+def test_shared_part_and_degree_share_of_what_is_known():
+    rng = torch.Generator().manual_seed(0)
+    degree = torch.randn(5000, generator=rng).double()
+    noise = torch.randn(5000, generator=rng).double()
+    x = torch.stack([3 + degree, 3 * noise + 4], dim=1)
+    assert exp_gating_causes.degree_share(x, degree) == pytest.approx(0.1, abs=0.01)
+    assert exp_gating_causes.shared_part(x) == pytest.approx(25 / 35, abs=0.01)
+    assert exp_gating_causes.shared_part(torch.ones(4, 3)) == pytest.approx(1)
+
+
+# exp_gin_batchnorm and exp_gin_vs_gating
+
+
+def test_gin_without_its_norms_against_its_formula():
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    x = torch.randn(len(batch.label), 8)
+    layer = exp_gin_batchnorm.NormedGINLayer(8, "none", "none", 7.0)
+    hidden = layer.before_relu(x, batch)
+    total = (1 + layer.eps) * x + core.sum_over_neighbours(x.relu(), batch)
+    torch.testing.assert_close(hidden, layer.mlp.first(total / 7))
+    torch.testing.assert_close(layer(x, batch), x + layer.mlp.last(hidden.relu()).relu())
+
+
+def test_drop_and_epochs_of_known_curves():
+    rising = np.linspace(0.5, 0.9, 41)
+    assert exp_gin_batchnorm.largest_drop(rising) == 0
+    assert exp_gin_batchnorm.rise(rising) == pytest.approx(0.31)
+    assert exp_gin_batchnorm.epochs_to(rising, 0.7) == 20
+    assert exp_gin_batchnorm.epochs_to(rising, 0.95) == 41
+    fallen = np.concatenate([np.full(20, 0.9), np.full(20, 0.6)])
+    assert exp_gin_batchnorm.largest_drop(fallen) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("without", ["nothing", "one", "relu", "both"])
+def test_modified_gin_against_the_notebooks_formula(without):
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    x = torch.randn(len(batch.label), 8)
+    layer = exp_gin_vs_gating.ModifiedGINLayer(8, without=without)
+    with torch.no_grad():
+        layer.eps.fill_(0.3)
+        layer.eps2.fill_(-0.7)
+    messages = x if without in ("relu", "both") else x.relu()
+    own = 1 / (1 + np.exp(-0.3)) + (0 if without in ("one", "both") else 1)
+    total = own * x + core.sum_over_neighbours(messages, batch) / (1 + np.exp(0.7))
+    torch.testing.assert_close(layer(x, batch), x + layer.norm(layer.mlp(total)).relu())
+
+
+@pytest.mark.parametrize("readout", ["sum", "concat"])
+def test_readout_of_all_layers(readout):
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    layers = [core.BareGating(), core.BareGating(3.0)]
+    model = exp_gin_vs_gating.AllLayersClassifier(layers, 8, readout)
+    x = model.embed(torch.nn.functional.one_hot(batch.feature, 3).float())
+    first = layers[0](x, batch)
+    second = layers[1](first, batch)
+    both = first + second if readout == "sum" else torch.cat([first, second], dim=1)
+    torch.testing.assert_close(model(batch), model.readout(both))
 
 
 # exp_pyramid_edges
@@ -975,3 +1105,87 @@ def test_a_disk_that_fills_while_saving_leaves_no_debris(netlist_file, tmp_path)
     assert_one_line(process, 1, f"{path}: File too large")
     assert path.read_bytes() == b"old"
     assert sorted(found.name for found in tmp_path.iterdir()) == ["life.gif", "net.v"]
+
+
+# exp_pattern_stats
+
+
+def test_table_is_the_notebooks():
+    printed = """
+    72 75 104 189 252 435 450 744 992 1089 1496 2660 2700 3922 3686 4134 4960 5330 6258 5633 6908
+    7605 7406 7332 7392 9114 8000 7497 7020 6731 6372 4950 5656 4446 3828 3835 3840 2867 3162 2142
+    1792 2145 1122 1675 1224 1173 420 426 360 219 370 150 304 385 312 158 81 164
+    """
+    pairs = pattern_stats.NODES * pattern_stats.DEGREES
+    assert pairs.tolist() == [int(word) for word in printed.split()]
+    assert pattern_stats.NODES.sum() == 3631
+
+
+def test_recalls_of_the_notebook_fit_576_of_3631_nodes_alone():
+    recalls_0 = [0.9931260229132569, 0.7080196399345335, 0.3656301145662848]
+    recalls_1 = [0.2013888888888889, 0.890625, 0.9861111111111112]
+
+    def fits(recalls, nodes):
+        return all(abs(round(recall * nodes) / nodes - recall) < 1e-12 for recall in recalls)
+
+    found = [n for n in range(1, 3631) if fits(recalls_1, n) and fits(recalls_0, 3631 - n)]
+    assert found == [576]
+
+
+def test_shares_of_a_graph_by_counting():
+    graph = core.PatternData(3)[7]
+    adjacency = graph.adjacency()
+    n = len(graph.label)
+    sums = [Fraction(0), Fraction(0)]
+    for i in range(n):
+        neighbours = [j for j in range(n) if adjacency[i, j]]
+        on_pattern = sum(int(graph.label[j]) for j in neighbours)
+        sums[graph.label[i]] += Fraction(on_pattern, len(neighbours))
+    measured = pattern_stats.measure_graph(graph)
+    assert measured["outside sum"] == pytest.approx(float(sums[0]))
+    assert measured["pattern sum"] == pytest.approx(float(sums[1]))
+    assert measured["histogram"].sum() == measured["nodes"] == n
+    assert measured["histogram"] @ np.arange(128) == measured["total"] == adjacency.sum()
+    assert np.flatnonzero(measured["histogram"])[[0, -1]].tolist() == [
+        measured["fewest"],
+        measured["most"],
+    ]
+
+
+def test_numbers_of_two_graphs_together():
+    graphs = core.PatternData(1).first(2)
+    rows = [pattern_stats.measure_graph(graph) for graph in graphs]
+    measured = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    summary = pattern_stats.summarise(measured, np.arange(2))
+    sizes = [len(graph.label) for graph in graphs]
+    pairs = {0: 0, 1: 0}
+    nodes = {0: 0, 1: 0}
+    for graph, size in zip(graphs, sizes, strict=True):
+        for label in (0, 1):
+            count = int((graph.label == label).sum())
+            nodes[label] += count
+            pairs[label] += count * size
+    outside = sum(row["outside sum"] for row in rows)
+    assert summary["p[connect] 0, 1"] == pytest.approx(outside / pairs[0])
+    assert summary["p[connect] 0, 0"] == pytest.approx((nodes[0] - outside) / pairs[0])
+    assert summary["pairs gap"] == pytest.approx(pairs[0] / nodes[0] - pairs[1] / nodes[1])
+    assert summary["nodes"] == np.mean(sizes)
+    assert summary["patterns"] == 1
+
+
+@pytest.mark.parametrize("size", [5, 18, 34])
+def test_expected_shares_by_drawing(size):
+    rng = np.random.default_rng(size)
+    sizes = rng.integers(5, 35, (20_000, 5))
+    own, others = sizes[:, 0], sizes[:, 1:].sum(1)
+    to_pattern = 0.5 * size
+    outside = to_pattern / (to_pattern + 0.5 * (own - 1) + 0.35 * others)
+    on_pattern = (size - 1) / (size + sizes.sum(1) - 1)
+    expected = pattern_stats.expected_shares(size)
+    assert expected[0] == pytest.approx(np.average(outside, weights=own), abs=1e-3)
+    assert expected[1] == pytest.approx(on_pattern.mean(), abs=1e-3)
+    assert pattern_stats.implied_sizes(*expected) == pytest.approx((size, size))
+
+
+def test_shuffled_batches_imply_no_interval():
+    assert np.isnan(pattern_stats.implied_size_interval([{"patterns": 2}])).all()
