@@ -247,7 +247,7 @@ def plot(run):
         "score": core.draw_curves(
             run,
             "score by epoch",
-            "GIN needs one of its batch norms, whichever, or a divided sum",
+            "GIN needs one of its batch norms, and either will do",
             "Score by epoch, all seeds",
             "epoch",
             "balanced accuracy",
