@@ -267,7 +267,7 @@ def rank_among_patterns(data, graphs_each):
 
 CLAIMS = [
     Claim(
-        "Training accuracy of content attention starts at 0.5 and reaches 0.61, usual for a pattern",
+        "Training accuracy of content attention starts at 0.5 and reaches 0.61, as is usual",
         "content attention",
         Check("start", between=(0.45, 0.55), arm="content"),
         Check("rank of 0.61, ceiling", between=(0.025, 0.975), arm="content"),
