@@ -262,7 +262,7 @@ def rank_among_patterns(data, graphs_each):
 
 CLAIMS = [
     Claim(
-        "Without distance training starts at about 0.5 and reaches 0.61, a usual score for a pattern",
+        "Without distance training starts at about 0.5 and reaches 0.61, usual for a pattern",
         "content attention",
         Check("start", between=(0.45, 0.55), arm="without distance"),
         Check("early gap", between=(-0.01, 0.01), arm="without distance"),
@@ -297,7 +297,7 @@ CLAIMS = [
         Check("grad/weight", below=0.001, arm="without distance"),
     ),
     Claim(
-        "Trained on the full training split without distance, the model scores 0.5 on the test split",
+        "Trained on the full split without distance, the model scores 0.5 on the test split",
         "content attention",
         Check("test score", between=(0.48, 0.52), arm="full training split"),
     ),
