@@ -178,6 +178,7 @@ def trial(config, seed, job):
         "best score": score.max(),
         "NaN in logits": share(logits[real_nodes(batch)].isnan()),
         **measured,
+        "last loss": history["loss"][-1],
         "score by epoch": score,
     }
 

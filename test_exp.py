@@ -21,7 +21,6 @@ import exp_gating_speed
 import exp_gin_batchnorm
 import exp_gin_vs_gating
 import exp_logic_circuit as circuit
-import exp_masking
 import exp_pattern_stats as pattern_stats
 import exp_pyramid_edges
 from test_core import NUMBERS, exact_powers, exact_vectors
@@ -42,6 +41,16 @@ by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.ste
 
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
+    "exp_content_ceiling": {
+        "distance": ({}, "hop"),
+        "order": ({}, "shuffled"),
+        "layers": ({}, 1),
+        "lr": ({}, 1e-2),
+        "dim": ({}, 4),
+        "hidden": ({}, 4),
+        "graphs": ({}, 3),
+        "epochs": ({}, 6),
+    },
     "exp_gating_causes": {
         "mixing": ({}, "softmax"),
         "lr": ({}, 1e-2),
@@ -108,6 +117,18 @@ EFFECTS = {
         "graphs": ({}, 3),
         "epochs": ({}, 16),
     },
+    "exp_gin_emulation": {
+        "mixing": ({}, "gin"),
+        "start": ({}, "hand"),
+        "unreachable": ({}, 1.0),
+        "feedforward": ({}, "identity"),
+        "layers": ({}, 2),
+        "lr": ({}, 1e-3),
+        "dim": ({}, 4),
+        "hidden": ({}, 4),
+        "graphs": ({}, 3),
+        "epochs": ({}, 30),
+    },
     "exp_gin_vs_gating": {
         "mixing": ({}, "gin"),
         "without": ({}, "both"),
@@ -133,12 +154,13 @@ EFFECTS = {
         "mixing": ({}, "softmax"),
         "mask": ({}, "-1"),
         "norm": ({}, "batch"),
-        "norm_sees": ({"norm": "batch"}, "padding"),
+        "norm1_sees": ({"norm": "batch"}, "nodes"),
+        "norm2_sees": ({"norm": "batch"}, "nodes"),
         "layers": ({}, 1),
         "lr": ({}, 1e-3),
         "dim": ({}, 4),
-        "hidden": ({}, 4),
-        "graphs": ({}, 2),
+        "hidden": ({"mask": "-1"}, 4),
+        "graphs": ({}, 3),
         "epochs": ({}, 6),
     },
     "exp_pattern_stats": {"graphs": ({}, 40), "order": ({}, "shuffled")},
@@ -370,53 +392,6 @@ def test_readout_of_all_layers(readout):
     second = layers[1](first, batch)
     both = first + second if readout == "sum" else torch.cat([first, second], dim=1)
     torch.testing.assert_close(model(batch), model.readout(both))
-
-
-# exp_masking
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_a_mask_of_minus_infinity_is_cores_mask_where_something_is_kept(activation):
-    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
-    x = torch.randn(len(batch.label), 8)
-    real = batch.label != core.IGNORED
-    with core.initialised_from(0):
-        exact = exp_masking.MaskedMixing(8, activation, "exact")
-    position = core.PositionAttention(8, activation=activation)
-    for mask in ("-inf", "fix-nans", "exact"):
-        layer = exp_masking.MaskedMixing(8, activation, mask)
-        layer.load_state_dict(exact.state_dict())
-        position.load_state_dict(exact.state_dict())
-        out = layer(x, batch)[real]
-        torch.testing.assert_close(out, position(x, batch)[real], rtol=1e-3, atol=1e-5)
-
-
-def test_a_layer_norm_gives_real_nodes_the_same_whether_it_sees_the_padding_or_not():
-    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
-    x = torch.randn(len(batch.label), 8)
-    real = batch.label != core.IGNORED
-    norm = torch.nn.LayerNorm(8)
-    masked = exp_masking.RealNodeNorm(norm, batch)
-    assert torch.equal(masked(x)[real], norm(x)[real])
-    assert torch.equal(masked(x)[~real], x[~real])
-    over_all = torch.nn.BatchNorm1d(8)
-    over_nodes = exp_masking.RealNodeNorm(torch.nn.BatchNorm1d(8), batch)
-    expected = over_all(x[real])
-    torch.testing.assert_close(over_nodes(x)[real], expected)
-    assert not torch.allclose(over_all(x)[real], expected, atol=1e-3)
-
-
-def test_a_leak_that_is_there_is_measured():
-    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
-    rng = torch.Generator().manual_seed(0)
-    x, noise, probe = torch.randn(3, len(batch.label), 8, generator=rng)
-    mixing = exp_masking.MaskedMixing(8, "sigmoid", "nothing")
-    layer = core.TransformerLayer(mixing, core.FeedForward(8, 8), 8)
-    found = exp_masking.measure_leaks(layer, batch, x, noise, probe)
-    assert min(found.values()) > 1e-3
-    assert exp_masking.relative(torch.tensor([float("nan")]), torch.ones(1)) == 1
-    assert exp_masking.relative(torch.zeros(0), torch.ones(1)) == 0
-    assert exp_masking.relative(torch.tensor([-2.0]), torch.tensor([4.0])) == 0.5
 
 
 # exp_pyramid_edges
