@@ -15,12 +15,15 @@ from math import comb
 from pathlib import Path
 
 import core
+import exp_content_ceiling as content_ceiling
 import exp_gating_causes
 import exp_gating_norms
 import exp_gating_speed
 import exp_gin_batchnorm
+import exp_gin_emulation
 import exp_gin_vs_gating
 import exp_logic_circuit as circuit
+import exp_masking
 import exp_pattern_stats as pattern_stats
 import exp_pyramid_edges
 from test_core import NUMBERS, exact_powers, exact_vectors
@@ -392,6 +395,121 @@ def test_readout_of_all_layers(readout):
     second = layers[1](first, batch)
     both = first + second if readout == "sum" else torch.cat([first, second], dim=1)
     torch.testing.assert_close(model(batch), model.readout(both))
+
+
+# exp_gin_emulation
+
+
+def test_relu_gating_against_its_formula():
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    x = torch.randn(len(batch.label), 8)
+    layer = exp_gin_emulation.ReLUGating(8)
+    for weights, bias, gates in (((1.0, -2.0), 0.5, (1.5, 0.0)), ((-1.0, 2.0), 0.5, (0.0, 2.5))):
+        with torch.no_grad():
+            layer.pair.weight.copy_(torch.tensor([weights]))
+            layer.pair.bias.fill_(bias)
+        value = layer.value(x)
+        own, neighbours = gates
+        mixed = own * value + neighbours * core.sum_over_neighbours(value, batch)
+        torch.testing.assert_close(layer(x, batch), layer.out(mixed))
+
+
+@pytest.mark.parametrize("name, unreachable, distance", [("hand", -np.inf, 0), ("hand", 1.0, 1)])
+def test_distance_from_gin_is_zero_only_where_the_sums_are_gins(name, unreachable, distance):
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    settings = base_settings(exp_gin_emulation) | {"start": name, "unreachable": unreachable}
+    layer = exp_gin_emulation.make_layer(argparse.Namespace(**settings))
+    model = core.NodeClassifier([layer], 8)
+    found = exp_gin_emulation.distance_from_gin(model, batch, 8)
+    assert (found == 0) == (distance == 0)
+
+
+# exp_masking
+
+
+@pytest.mark.parametrize("mixing", ["gating", "softmax"])
+def test_masks_of_minus_infinity_are_position_attention_on_real_nodes(mixing):
+    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
+    x = torch.randn(len(batch.label), 8)
+    real = batch.label != core.IGNORED
+    activation = "softmax" if mixing == "softmax" else "sigmoid"
+    position = core.PositionAttention(8, activation=activation)
+    for mask in ("exact", "-inf", "fix-nans"):
+        layer = exp_masking.MaskedAttention(8, mixing, mask)
+        layer.load_state_dict(position.state_dict())
+        expected = position(x, batch)[real]
+        torch.testing.assert_close(layer(x, batch)[real], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_layer_norm_gives_real_nodes_the_same_whether_it_sees_the_padding_or_not():
+    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
+    x = torch.randn(len(batch.label), 8)
+    real = batch.label != core.IGNORED
+    for name, same in (("layer", True), ("batch", False)):
+        masked = exp_masking.MaskedNorm(name, 8, "nodes")
+        seeing = exp_masking.MaskedNorm(name, 8, "padding")
+        assert torch.equal(masked(x, batch)[~real], x[~real])
+        over_nodes = core.make_norm(name, 8)(x[real])
+        torch.testing.assert_close(masked(x, batch)[real], over_nodes)
+        assert torch.allclose(seeing(x, batch)[real], over_nodes, atol=1e-5) == same
+
+
+def test_leaks_that_are_there_are_measured():
+    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
+    rng = torch.Generator().manual_seed(0)
+    x, noise, probe = torch.randn(3, len(batch.label), 8, generator=rng)
+    settings = base_settings(exp_masking)
+    for mask, leaks in (("exact", False), ("-1", True), ("unmasked", True)):
+        layer = exp_masking.MaskedLayer(argparse.Namespace(**settings | {"mask": mask}))
+        found = [
+            exp_masking.forward_leak(layer, x, noise, batch),
+            exp_masking.backward_leak(layer, x, probe, batch),
+            exp_masking.unreachable_leak(layer.mixing, x, noise, batch),
+        ]
+        assert all(leak > 1e-3 for leak in found) if leaks else found == [0, 0, 0]
+    assert exp_masking.relative(torch.tensor([float("nan")]), torch.ones(1)) == 1
+    assert exp_masking.relative(torch.zeros(0), torch.ones(1)) == 0
+    assert exp_masking.relative(torch.tensor([-2.0]), torch.tensor([4.0])) == 0.5
+
+
+# exp_content_ceiling
+
+
+def test_once_per_symbol_is_content_attention_node_by_node():
+    graphs = core.PatternData(0).first(4)
+    with core.initialised_from(0):
+        layers = [
+            core.TransformerLayer(core.ContentAttention(8), core.FeedForward(8, 12), 8)
+            for _ in range(2)
+        ]
+        by_node = core.NodeClassifier(layers, 8)
+    once = [
+        core.TransformerLayer(content_ceiling.SymbolAttention(8), core.FeedForward(8, 12), 8)
+        for _ in range(2)
+    ]
+    by_symbol = content_ceiling.SymbolClassifier(once, 8)
+    by_symbol.load_state_dict(by_node.state_dict())
+    batch = core.GraphBatch(graphs)
+    symbols = content_ceiling.SymbolBatch(graphs, "cpu")
+    assert torch.equal(symbols.label, batch.label)
+    torch.testing.assert_close(by_symbol(symbols), by_node(batch), rtol=1e-3, atol=1e-5)
+
+
+def test_ceilings_by_trying_every_function():
+    graphs = core.PatternData(3).first(2)
+    label = np.concatenate([graph.label for graph in graphs])
+    symbol = np.concatenate([graph.feature for graph in graphs])
+    owner = np.repeat([0, 1], [len(graph.label) for graph in graphs])
+
+    def best(group, groups):
+        scores = []
+        for answers in itertools.product((0, 1), repeat=groups):
+            guess = np.array(answers)[group]
+            scores.append(np.mean([(guess[label == c] == c).mean() for c in (0, 1)]))
+        return max(scores)
+
+    found = content_ceiling.ceilings(graphs)
+    assert found == pytest.approx((best(3 * owner + symbol, 6), best(symbol, 3)))
 
 
 # exp_pyramid_edges
