@@ -31,7 +31,7 @@ Rule        6 paired seeds. A check holds if its 95% interval lies inside its bo
             mean margin over the margin's spread, in the second half. Rank
             agreement: Spearman's correlation of logit shift and oscillation over the single
             changes; close above 0.8.
-Cost        14 min on 2 cores
+Cost        17 min on 2 cores
 """
 
 import copy

@@ -24,7 +24,7 @@ Rule        8 paired seeds. A check holds if its 95% interval lies inside its bo
             pairs; it adds nothing below 0.01.
             Oscillation: mean absolute change of the score per epoch in the second half; calms:
             at most 0.5 of it is left.
-Cost        12 min on 2 cores
+Cost        14 min on 2 cores
 """
 
 import core

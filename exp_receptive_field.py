@@ -19,7 +19,7 @@ Rule        8 paired seeds. A check holds if its 95% interval lies inside its bo
             Row difference: mean absolute difference between the entries of P^2 and their mean over
             the rows, relative to the mean entry. Oscillation: mean absolute change of the score
             per epoch in the second half.
-Cost        8 min on 2 cores
+Cost        11 min on 2 cores
 """
 
 import core
