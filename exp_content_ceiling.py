@@ -33,7 +33,7 @@ Rule        8 paired seeds. A check holds if its 95% interval lies inside its bo
             Test score: on all test graphs with the patterns trained on; 0.5 allows 0.02 (0.48 to
             0.52). Fresh score: on 200 graphs with a pattern each that was not trained on; 0.49 to
             0.51. Overfitting: best score above 0.9.
-Cost        14 min on 2 cores
+Cost        13 min on 2 cores
 """
 
 import core

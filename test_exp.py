@@ -475,41 +475,105 @@ def test_leaks_that_are_there_are_measured():
 # exp_content_ceiling
 
 
-def test_once_per_symbol_is_content_attention_node_by_node():
-    graphs = core.PatternData(0).first(4)
-    with core.initialised_from(0):
-        layers = [
-            core.TransformerLayer(core.ContentAttention(8), core.FeedForward(8, 12), 8)
-            for _ in range(2)
-        ]
-        by_node = core.NodeClassifier(layers, 8)
-    once = [
-        core.TransformerLayer(content_ceiling.SymbolAttention(8), core.FeedForward(8, 12), 8)
-        for _ in range(2)
-    ]
-    by_symbol = content_ceiling.SymbolClassifier(once, 8)
-    by_symbol.load_state_dict(by_node.state_dict())
+def pair_of_models(dim=12, heads=1):
+    """A NodeClassifier with content attention, and a SymbolClassifier with the same weights."""
+    models = []
+    for attention, classifier in (
+        (core.ContentAttention, core.NodeClassifier),
+        (content_ceiling.SymbolAttention, content_ceiling.SymbolClassifier),
+    ):
+        with core.initialised_from(5):
+            layers = [
+                core.TransformerLayer(attention(dim, heads), core.FeedForward(dim, 20), dim)
+                for _ in range(3)
+            ]
+            models.append(classifier(layers, dim).double())
+    return models
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+def test_once_per_symbol_is_the_same_function(heads):
+    graphs = core.shuffled(core.PatternData(2), 5)
+    by_node, by_symbol = pair_of_models(heads=heads)
     batch = core.GraphBatch(graphs)
+    batch.adjacency = batch.adjacency.double()
     symbols = content_ceiling.SymbolBatch(graphs, "cpu")
-    assert torch.equal(symbols.label, batch.label)
-    torch.testing.assert_close(by_symbol(symbols), by_node(batch), rtol=1e-3, atol=1e-5)
+    symbols.count = symbols.count.double()
+    by_node.embed.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
+    by_symbol.embed.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
+    one = by_node(batch)
+    other = by_symbol(symbols)
+    assert torch.equal(batch.label, symbols.label)
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+    weight = torch.randn(one.shape, generator=torch.manual_seed(0), dtype=torch.double)
+    (one * weight).sum().backward()
+    (other * weight).sum().backward()
+    for a, b in zip(by_node.parameters(), by_symbol.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_ceilings_by_trying_every_function():
-    graphs = core.PatternData(3).first(2)
-    label = np.concatenate([graph.label for graph in graphs])
-    symbol = np.concatenate([graph.feature for graph in graphs])
-    owner = np.repeat([0, 1], [len(graph.label) for graph in graphs])
+def test_symbol_that_a_graph_lacks_changes_nothing():
+    graph = core.PatternData(0)[0]
+    feature = graph.feature.copy()
+    feature[feature == 2] = 1
+    graphs = [graph._replace(feature=feature)]
+    by_symbol = pair_of_models()[1].float()
+    by_node = pair_of_models()[0].float()
+    logits = by_symbol(content_ceiling.SymbolBatch(graphs, "cpu"))
+    assert torch.allclose(logits, by_node(core.GraphBatch(graphs)), atol=1e-5)
+    logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in by_symbol.parameters())
 
-    def best(group, groups):
-        scores = []
-        for answers in itertools.product((0, 1), repeat=groups):
-            guess = np.array(answers)[group]
-            scores.append(np.mean([(guess[label == c] == c).mean() for c in (0, 1)]))
-        return max(scores)
 
-    found = content_ceiling.ceilings(graphs)
-    assert found == pytest.approx((best(3 * owner + symbol, 6), best(symbol, 3)))
+def test_graphs_of_a_batch_do_not_see_each_other():
+    graphs = core.shuffled(core.PatternData(4), 3)
+    by_symbol = pair_of_models()[1].float()
+    together = by_symbol(content_ceiling.SymbolBatch(graphs, "cpu"))
+    alone = [by_symbol(content_ceiling.SymbolBatch([graph], "cpu")) for graph in graphs]
+    assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+def balanced_accuracy(graphs, decide):
+    """Of a function of (number of the graph, symbol)."""
+    hits = np.zeros(2)
+    nodes = np.zeros(2)
+    for g, graph in enumerate(graphs):
+        for symbol, label in zip(graph.feature, graph.label, strict=True):
+            hits[label] += decide[g, symbol] == label
+            nodes[label] += 1
+    return (hits / nodes).mean()
+
+
+def test_ceilings_are_those_of_the_best_of_all_functions():
+    graphs = core.shuffled(core.PatternData(1), 2)
+    of_graph_and_symbol = [
+        balanced_accuracy(graphs, np.array(labels).reshape(2, 3))
+        for labels in itertools.product([0, 1], repeat=6)
+    ]
+    of_symbol = [
+        balanced_accuracy(graphs, np.array([labels, labels]))
+        for labels in itertools.product([0, 1], repeat=3)
+    ]
+    ceiling, symbol_ceiling = content_ceiling.ceilings(graphs)
+    assert ceiling == pytest.approx(max(of_graph_and_symbol))
+    assert symbol_ceiling == pytest.approx(max(of_symbol))
+
+
+def test_test_graphs_have_the_patterns_trained_on():
+    data = core.PatternData(0)
+    test = core.PatternData(0, "test")
+    graphs = [data[0], data[50], data[730]]
+    found = content_ceiling.graphs_with_patterns_of(graphs, test)
+    assert [graph.pattern for graph in found] == [0] * 20 + [7] * 20
+    assert np.array_equal(found[20].edges, test[140].edges)
+
+
+def test_rank_counts_patterns_below():
+    data = core.PatternData(3)
+    below = [content_ceiling.ceilings([data[100 * k], data[100 * k + 1]]) for k in range(100)]
+    ranks = content_ceiling.rank_among_patterns(data, 2)
+    assert ranks["rank of 0.61, ceiling"] == np.mean([pair[0] < 0.61 for pair in below])
+    assert ranks["rank of 0.61, symbol ceiling"] == np.mean([pair[1] < 0.61 for pair in below])
 
 
 # exp_pyramid_edges
