@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import itertools
+import math
 import os
 import re
 import resource
@@ -20,13 +21,13 @@ import exp_gating_causes
 import exp_gating_norms
 import exp_gating_speed
 import exp_gin_batchnorm
-import exp_gin_emulation
+import exp_gin_emulation as gin_emulation
 import exp_gin_vs_gating
 import exp_logic_circuit as circuit
-import exp_masking
+import exp_masking as masking
 import exp_pattern_stats as pattern_stats
 import exp_pyramid_edges
-from test_core import NUMBERS, exact_powers, exact_vectors
+from test_core import GRAPHS, NUMBERS, exact_powers, exact_vectors
 
 import numpy as np
 import pytest
@@ -400,76 +401,267 @@ def test_readout_of_all_layers(readout):
 # exp_gin_emulation
 
 
-def test_relu_gating_against_its_formula():
-    batch = core.GraphBatch(core.PatternData(0).first(3))
+def gating_layer(**settings):
+    """A layer of exp_gin_emulation of width 8 with these settings."""
+    base = base_settings(gin_emulation)
+    torch.manual_seed(0)
+    return gin_emulation.make_layer(argparse.Namespace(**base | settings))
+
+
+def test_relu_gating_against_numpy():
+    batch = core.GraphBatch(GRAPHS)
+    mixing = gating_layer(mixing="relu-gating").mixing
     x = torch.randn(len(batch.label), 8)
-    layer = exp_gin_emulation.ReLUGating(8)
-    for weights, bias, gates in (((1.0, -2.0), 0.5, (1.5, 0.0)), ((-1.0, 2.0), 0.5, (0.0, 2.5))):
-        with torch.no_grad():
-            layer.pair.weight.copy_(torch.tensor([weights]))
-            layer.pair.bias.fill_(bias)
-        value = layer.value(x)
-        own, neighbours = gates
-        mixed = own * value + neighbours * core.sum_over_neighbours(value, batch)
-        torch.testing.assert_close(layer(x, batch), layer.out(mixed))
+    weight = mixing.pair.weight.detach().numpy()[0]
+    own, neighbours = np.maximum(weight + mixing.pair.bias.detach().numpy(), 0)
+    value = mixing.value(x).detach().numpy()
+    expected = []
+    first = 0
+    for graph in GRAPHS:
+        v = value[first : first + len(graph.feature)]
+        first += len(v)
+        expected.append(own * v + neighbours * graph.adjacency() @ v)
+    expected = np.concatenate(expected) @ mixing.out.weight.detach().numpy().T
+    expected = expected + mixing.out.bias.detach().numpy()
+    assert np.allclose(mixing(x, batch).detach().numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name, unreachable, distance", [("hand", -np.inf, 0), ("hand", 1.0, 1)])
-def test_distance_from_gin_is_zero_only_where_the_sums_are_gins(name, unreachable, distance):
-    batch = core.GraphBatch(core.PatternData(0).first(3))
-    settings = base_settings(exp_gin_emulation) | {"start": name, "unreachable": unreachable}
-    layer = exp_gin_emulation.make_layer(argparse.Namespace(**settings))
+@pytest.mark.parametrize("mixing", ["gating", "relu-gating"])
+@pytest.mark.parametrize("unreachable", [-np.inf, -1000.0])
+def test_gates_set_by_hand_are_gins_sums_to_the_bit(mixing, unreachable):
+    batch = core.GraphBatch(GRAPHS)
+    layer = gating_layer(mixing=mixing, start="hand", unreachable=unreachable)
     model = core.NodeClassifier([layer], 8)
-    found = exp_gin_emulation.distance_from_gin(model, batch, 8)
-    assert (found == 0) == (distance == 0)
+    assert (gin_emulation.read_gates(model) == 1).all()
+    assert gin_emulation.distance_from_gin(model, batch, 8) == 0
+
+
+def test_distance_from_gin_is_that_of_the_gates():
+    """The gates own and neighbours change the sum by (own - 1) x + (neighbours - 1) sum."""
+    batch = core.GraphBatch(GRAPHS)
+    model = core.NodeClassifier([gating_layer()], 8)
+    own, neighbours = gin_emulation.read_gates(model)[0]
+    x = torch.randint(-4, 5, (len(batch.label), 8), generator=torch.Generator().manual_seed(0))
+    x = x.float()
+    total = core.sum_over_neighbours(x, batch)
+    difference = ((own - 1) * x + (neighbours - 1) * total).abs().max() / (x + total).abs().max()
+    assert gin_emulation.distance_from_gin(model, batch, 8) == pytest.approx(float(difference))
+    with_gin = core.NodeClassifier([gating_layer(mixing="gin")], 8)
+    assert gin_emulation.distance_from_gin(with_gin, batch, 8) == 0
+    assert gin_emulation.read_gates(with_gin).size == 0
+
+
+def test_an_unmasked_start_is_not_gins_sum():
+    batch = core.GraphBatch(GRAPHS)
+    model = core.NodeClassifier([gating_layer(start="hand", unreachable=1.0)], 8)
+    assert gin_emulation.distance_from_gin(model, batch, 8) > 0.1
+
+
+@pytest.mark.parametrize(("start", "learned"), [("default", True), ("hand", False)])
+def test_gates_set_by_hand_have_no_gradient(start, learned):
+    batch = core.GraphBatch(GRAPHS)
+    layer = gating_layer(start=start)
+    layer(torch.randn(len(batch.label), 8), batch).square().sum().backward()
+    assert bool((layer.mixing.pair.weight.grad != 0).any()) == learned
+    assert bool((layer.mixing.pair.bias.grad != 0).any()) == learned
+
+
+def test_frozen_gates_and_identity():
+    layer = gating_layer(start="frozen", feedforward="identity")
+    assert not any(p.requires_grad for p in layer.mixing.pair.parameters())
+    assert all(p.requires_grad for p in layer.mixing.value.parameters())
+    assert isinstance(layer.feedforward, torch.nn.Identity)
 
 
 # exp_masking
 
+MASKS = ["exact", *masking.ADDED]
+KEEP_PADDING_OUT = [  # of real nodes' outputs
+    ("gating", "exact"), ("gating", "-inf"), ("gating", "-1000"), ("gating", "multiplied"),
+    ("softmax", "exact"), ("softmax", "fix-nans"), ("softmax", "-1000"),
+    ("softmax", "real-pairs"), ("softmax", "multiplied"),
+]  # fmt: skip
+
+
+def masked_layer(**settings):
+    """A layer of exp_masking of width 8 with these settings."""
+    base = base_settings(masking)
+    torch.manual_seed(0)
+    return masking.MaskedLayer(argparse.Namespace(**base | settings))
+
+
+def padded_input():
+    """A padded batch, and x, noise and probe for it."""
+    batch = core.GraphBatch(GRAPHS, padding=True)
+    draws = np.random.default_rng(0).standard_normal((3, len(batch.slot), 8))
+    return batch, torch.from_numpy(draws).float()
+
+
+def numpy_weights(logits, keep, mixing, mask):
+    """Weights of one graph [N, N], a row at a time."""
+    weight = np.zeros_like(logits)
+    for i, (row, kept) in enumerate(zip(logits, keep, strict=True)):
+        added = masking.ADDED.get(mask, -math.inf)
+        masked = np.where(kept, row, row + added)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if mixing == "gating":
+                weight[i] = 1 / (1 + np.exp(-masked))
+            else:
+                e = np.exp(masked - masked.max())
+                weight[i] = e / e.sum()
+    if mask == "multiplied":
+        weight = weight * keep
+    if mask in ("exact", "fix-nans", "real-pairs"):
+        weight = np.nan_to_num(weight)
+    return weight
+
 
 @pytest.mark.parametrize("mixing", ["gating", "softmax"])
-def test_masks_of_minus_infinity_are_position_attention_on_real_nodes(mixing):
-    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
-    x = torch.randn(len(batch.label), 8)
-    real = batch.label != core.IGNORED
+@pytest.mark.parametrize("mask", MASKS)
+def test_masked_attention_against_numpy(mixing, mask):
+    batch, (x, _, _) = padded_input()
+    attention = masked_layer(mixing=mixing, mask=mask).mixing
+    size = batch.shape[1]
+    value = attention.value(x).detach().numpy().reshape(len(GRAPHS), size, -1)
+    by_hop = (attention.pair.weight[0] + attention.pair.bias).tolist()
+    outputs = []
+    for graph, v in zip(GRAPHS, value, strict=True):
+        n = len(graph.feature)
+        edges = np.zeros((size, size), dtype=bool)
+        edges[:n, :n] = graph.adjacency()
+        real = np.arange(size) < n
+        own = np.diag(real)
+        logits = np.full((size, size), attention.pair.bias.item())
+        logits[own] = by_hop[0]
+        logits[edges] = by_hop[1]
+        keep = real[:, None] & real if mask == "real-pairs" else own | edges
+        outputs.append(numpy_weights(logits, keep, mixing, mask) @ v)
+    expected = np.concatenate(outputs) @ attention.out.weight.detach().numpy().T
+    expected = expected + attention.out.bias.detach().numpy()
+    found = attention(x, batch).detach().numpy()
+    assert np.allclose(found, expected, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("mixing", ["gating", "softmax"])
+def test_exact_mask_is_cores_position_attention(mixing):
+    batch, (x, _, _) = padded_input()
+    attention = masked_layer(mixing=mixing).mixing
     activation = "softmax" if mixing == "softmax" else "sigmoid"
-    position = core.PositionAttention(8, activation=activation)
-    for mask in ("exact", "-inf", "fix-nans"):
-        layer = exp_masking.MaskedAttention(8, mixing, mask)
-        layer.load_state_dict(position.state_dict())
-        expected = position(x, batch)[real]
-        torch.testing.assert_close(layer(x, batch)[real], expected, rtol=1e-3, atol=1e-5)
+    other = core.PositionAttention(8, activation=activation)
+    other.load_state_dict(attention.state_dict())
+    assert torch.allclose(attention(x, batch), other(x, batch), atol=1e-5)
 
 
-def test_a_layer_norm_gives_real_nodes_the_same_whether_it_sees_the_padding_or_not():
-    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
-    x = torch.randn(len(batch.label), 8)
-    real = batch.label != core.IGNORED
-    for name, same in (("layer", True), ("batch", False)):
-        masked = exp_masking.MaskedNorm(name, 8, "nodes")
-        seeing = exp_masking.MaskedNorm(name, 8, "padding")
-        assert torch.equal(masked(x, batch)[~real], x[~real])
-        over_nodes = core.make_norm(name, 8)(x[real])
-        torch.testing.assert_close(masked(x, batch)[real], over_nodes)
-        assert torch.allclose(seeing(x, batch)[real], over_nodes, atol=1e-5) == same
+@pytest.mark.parametrize(("mixing", "mask"), KEEP_PADDING_OUT)
+@pytest.mark.parametrize("norm2", ["padding", "nodes"])
+@pytest.mark.parametrize("norm1", ["padding", "nodes"])
+def test_padding_does_not_leak_through_layer_norms(mixing, mask, norm1, norm2):
+    batch, (x, noise, probe) = padded_input()
+    layer = masked_layer(mixing=mixing, mask=mask, norm1_sees=norm1, norm2_sees=norm2)
+    assert masking.forward_leak(layer, x, noise, batch) == 0
+    assert masking.backward_leak(layer, x, probe, batch) == 0
 
 
-def test_leaks_that_are_there_are_measured():
-    batch = core.GraphBatch(core.PatternData(0).first(3), padding=True)
-    rng = torch.Generator().manual_seed(0)
-    x, noise, probe = torch.randn(3, len(batch.label), 8, generator=rng)
-    settings = base_settings(exp_masking)
-    for mask, leaks in (("exact", False), ("-1", True), ("unmasked", True)):
-        layer = exp_masking.MaskedLayer(argparse.Namespace(**settings | {"mask": mask}))
-        found = [
-            exp_masking.forward_leak(layer, x, noise, batch),
-            exp_masking.backward_leak(layer, x, probe, batch),
-            exp_masking.unreachable_leak(layer.mixing, x, noise, batch),
-        ]
-        assert all(leak > 1e-3 for leak in found) if leaks else found == [0, 0, 0]
-    assert exp_masking.relative(torch.tensor([float("nan")]), torch.ones(1)) == 1
-    assert exp_masking.relative(torch.zeros(0), torch.ones(1)) == 0
-    assert exp_masking.relative(torch.tensor([-2.0]), torch.tensor([4.0])) == 0.5
+@pytest.mark.parametrize(
+    ("mixing", "mask"), [(m, k) for m in ("gating", "softmax") for k in ("-1", "unmasked")]
+)
+def test_finite_masks_near_0_leak(mixing, mask):
+    batch, (x, noise, probe) = padded_input()
+    layer = masked_layer(mixing=mixing, mask=mask)
+    assert masking.forward_leak(layer, x, noise, batch) > 1e-3
+    assert masking.backward_leak(layer, x, probe, batch) > 1e-3
+    assert masking.unreachable_leak(layer.mixing, x, noise, batch) > 1e-3
+
+
+@pytest.mark.parametrize("norm1", ["padding", "nodes"])
+@pytest.mark.parametrize("norm2", ["padding", "nodes"])
+def test_mask_of_layer_norms_changes_no_real_node(norm1, norm2):
+    """A layer norm takes each node by itself, so that real nodes come out the same."""
+    batch, (x, _, probe) = padded_input()
+    real = masking.real_nodes(batch)
+    plain = masked_layer()
+    masked = masked_layer(norm1_sees=norm1, norm2_sees=norm2)
+    outputs = [layer(x, batch)[real] for layer in (plain, masked)]
+    assert torch.allclose(*outputs, atol=1e-5)
+    gradients = []
+    for layer, output in zip((plain, masked), outputs, strict=True):
+        (output * probe[real]).sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in layer.parameters()]))
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["norm1_sees", "norm2_sees"])
+def test_batch_norm_that_sees_padding_leaks(which):
+    batch, (x, noise, probe) = padded_input()
+    masked = {"norm": "batch", "norm1_sees": "nodes", "norm2_sees": "nodes"}
+    layer = masked_layer(**masked)
+    assert masking.forward_leak(layer, x, noise, batch) == 0
+    assert masking.backward_leak(layer, x, probe, batch) == 0
+    layer = masked_layer(**masked | {which: "padding"})
+    assert masking.forward_leak(layer, x, noise, batch) > 1e-3
+    assert masking.backward_leak(layer, x, probe, batch) > 1e-3
+
+
+def test_masked_batch_norm_against_numpy():
+    batch, (x, _, _) = padded_input()
+    real = masking.real_nodes(batch)
+    found = masking.MaskedNorm("batch", 8, "nodes")(x, batch).detach()
+    rows = x[real].numpy()
+    expected = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + 1e-5)
+    assert np.allclose(found[real].numpy(), expected, atol=1e-5)
+    assert torch.equal(found[~real], x[~real])
+
+
+def test_gradients_of_a_softmax_against_its_formula():
+    """At the input: w (g - sum of w g), g being the gradient at the output."""
+    batch, (x, _, probe) = padded_input()
+    attention = masked_layer(mixing="softmax", mask="-1").mixing
+    value = batch.pad(attention.value(x).detach())
+    at_logits, at_output = masking.gradients(attention, value, batch.pad(probe), batch)
+    weight = attention.activate(attention.logits(batch), batch).detach()
+    g = batch.pad(probe) @ value.transpose(1, 2) * batch.nodes[:, :, None]
+    assert torch.allclose(at_output, g, atol=1e-4)
+    formula = weight * (g - (weight * g).sum(-1, keepdim=True))
+    assert torch.allclose(at_logits, formula, atol=1e-4)
+
+
+def test_fix_nans_leaves_nan_in_the_gradients_of_rows_that_keep_nothing():
+    batch, (x, _, probe) = padded_input()
+    attention = masked_layer(mixing="softmax", mask="fix-nans").mixing
+    value = batch.pad(attention.value(x).detach())
+    at_logits, _ = masking.gradients(attention, value, batch.pad(probe), batch)
+    assert at_logits[~batch.nodes].isnan().all()
+    assert at_logits[batch.nodes].isfinite().all()
+
+
+@pytest.mark.parametrize("mask", ["exact", "-1000", "multiplied"])
+def test_gates_do_not_depend_on_the_batch_but_a_multiplied_softmax_does(mask):
+    batch, (x, _, _) = padded_input()
+    alone = core.GraphBatch(GRAPHS[2:])
+    for mixing in ("gating", "softmax"):
+        attention = masked_layer(mixing=mixing, mask=mask).mixing
+        found = masking.batch_dependence(attention, x, batch, alone, 2)
+        assert (found > 1e-3) == (mixing == "softmax" and mask == "multiplied")
+
+
+def test_pair_measures_against_counts():
+    batch, (x, _, _) = padded_input()
+    measures = masking.pair_measures(masked_layer().mixing, x, batch)
+    in_reach = sum(len(g.feature) + g.adjacency().sum() for g in GRAPHS)
+    pairs = sum(len(g.feature) ** 2 for g in GRAPHS)
+    assert measures["real pairs out of reach"] == pytest.approx(1 - in_reach / pairs)
+    assert measures["reachable outside"] == 0
+    assert measures["misplaced zeros"] == 0
+    unmasked = masking.pair_measures(masked_layer(mask="unmasked").mixing, x, batch)
+    everything = len(GRAPHS) * batch.shape[1] ** 2
+    assert unmasked["misplaced zeros"] == pytest.approx(1 - in_reach / everything)
+
+
+def test_relative_counts_nan_as_1_and_nothing_as_0():
+    one = torch.ones(3)
+    assert masking.relative(0.5 * one, 2 * one) == 0.25
+    assert masking.relative(torch.tensor([math.nan]), one) == 1
+    assert masking.relative(one[:0], one) == 0
 
 
 # exp_content_ceiling
