@@ -359,6 +359,7 @@ def draw_scores(run):
     if figure is not None:
         for axis in figure.axes:
             axis.set_xscale("symlog", linthresh=10)
+            axis.set_xlim(left=0)
     return figure
 
 
@@ -366,8 +367,7 @@ def draw_ceilings(run):
     """Each seed's score by the ceiling of its graphs."""
     figure, axes = core.new_figure(
         run,
-        "The early score is the ceiling of the own symbol, whichever the pattern; the best score "
-        "that of graph and symbol",
+        "The early score is the symbol's ceiling; the best score that of graph and symbol",
         "Score by the ceiling of its graphs, one point per seed",
         columns=2,
         width=9.0,

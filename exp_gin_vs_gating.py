@@ -246,7 +246,7 @@ def plot(run):
         "score": core.draw_curves(
             run,
             "score by epoch",
-            "GIN rises steadily without any of the parts that were removed; gating does not",
+            "GIN rises steadily without the parts that were removed; four gating layers do not",
             "Score by epoch, two seeds per arm",
             "epoch",
             "balanced accuracy",
