@@ -183,8 +183,9 @@ def make_layer(config):
     if config.mixing == "bare-gating":
         feedforward = core.FeedForward(config.dim, config.dim)
         return core.TransformerLayer(core.BareGating(), feedforward, config.dim)
+    mixing = core.PositionAttention(config.dim)  # drawn first, as in exp_gating_stability
     feedforward = core.FeedForward(config.dim, config.hidden)
-    return core.TransformerLayer(core.PositionAttention(config.dim), feedforward, config.dim)
+    return core.TransformerLayer(mixing, feedforward, config.dim)
 
 
 GATING = ("bare gating", "gating")
