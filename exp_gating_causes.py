@@ -13,7 +13,7 @@ Hypothesis  The learning rate has the real effect, and adding a batch norm in be
             by the learning rate, so it moves the logits of all nodes together by more than their
             spread. What makes the sum smaller for all nodes alike (a constant divisor), or takes
             away what they share (a batch norm after mixing), ends the oscillation and keeps the
-            degree, from which the nodes are told apart. What scales each node by itself (a
+            degree, by which nodes are distinguished. What scales each node by itself (a
             mean, a layer norm after mixing) ends it, too, but loses the degree.
 Rule        6 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if it
             lies outside; one failed check refutes a claim.
