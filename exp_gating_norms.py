@@ -124,11 +124,8 @@ ABLATIONS = {  # what else the claims read
     "overfit, layer/layer": OVERFIT,
     "overfit, layer/batch": OVERFIT | {"norm2": "batch"},
     "overfit, batch/layer": OVERFIT | {"norm1": "batch"},
-    "overfit, batch/batch": OVERFIT | {"norm1": "batch", "norm2": "batch"},
     "overfit, layer/layer + inner batch": OVERFIT | INNER,
     "overfit, layer/layer, norms last": OVERFIT | {"norm_order": "last"},
-    "overfit, batch/batch, norms last": OVERFIT
-    | {"norm1": "batch", "norm2": "batch", "norm_order": "last"},
 }
 COLUMNS = ["best score", "oscillation"]
 ROWS = [

@@ -12,7 +12,7 @@ Hypothesis  Only the batch norm inside the MLP matters: without it GIN does not 
             and go up and down. Ours: a bias in front of a batch norm has no gradient, whether the
             run works or not. What is wrong without norms is scale: each layer sums over 50
             neighbours. (The divisor 59 is exp_gating_stability's.)
-Rule        10 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if
+Rule        20 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if
             it lies outside; one failed check refutes a claim.
             Best score: its maximum. Works: above 0.8. "50%": 0.45 to 0.55. Paramount: more than
             0.1 of the best score. Rise: mean score of the last quarter of the epochs less that of
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-parser = core.make_parser(__doc__, seeds=10)
+parser = core.make_parser(__doc__, seeds=20)
 parser.add_argument(
     "--mlp-norm",
     nargs="+",
