@@ -1272,10 +1272,13 @@ class Check:
         values = np.asarray(values, dtype=np.float64)
         other = self.minus or self.over
         base = None if other is None else np.asarray(run.values(other, self.metric))
+        if base is not None:  # an ablation may have fewer seeds, the first ones
+            values = values[: len(base)]
+            base = base[: len(values)]
         if self.unless is not None:
-            kept = np.asarray(run.values(arm, self.unless)) == 0
+            kept = np.asarray(run.values(arm, self.unless))[: len(values)] == 0
             if other is not None:
-                kept &= np.asarray(run.values(other, self.unless)) == 0
+                kept &= np.asarray(run.values(other, self.unless))[: len(values)] == 0
             values = values[kept]
             base = None if base is None else base[kept]
         label = self.metric
@@ -1482,10 +1485,11 @@ def input_file(text):
     return found
 
 
-def make_parser(doc, seeds):
+def make_parser(doc, seeds, ablation_seeds=None):
     """A parser with the flags that all experiments share; `seeds` are the entry of record's.
 
-    A script adds its hyperparameters: nargs="+" and a list with one value as default.
+    A script adds its hyperparameters: nargs="+" and a list with one value as default. With
+    `ablation_seeds` the arms of ABLATIONS have only so many seeds, the first ones.
     """
     parser = Parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -1505,6 +1509,7 @@ def make_parser(doc, seeds):
     common.add_argument("--plots", type=path_type, default=REPOSITORY / "plots")
     common.add_argument("--runs", type=path_type, default=REPOSITORY / "runs")
     parser.common_flags = set(vars(parser.parse_args([])))
+    parser.ablation_seeds = ablation_seeds
     return parser
 
 
@@ -2084,12 +2089,13 @@ def join_group(identity):
     return Group(store, rank, world)
 
 
-def list_units(arms, seeds, folder, key, seeds_per_batch):
-    """The Units of a run, arm by arm."""
+def list_units(arms, seeds, few_seeds, folder, key, seeds_per_batch):
+    """The Units of a run, arm by arm; few_seeds {arm: number of seeds}, where it is not all."""
     units = []
     for arm, settings in arms.items():
-        for start in range(0, len(seeds), seeds_per_batch):
-            batch = seeds[start : start + seeds_per_batch]
+        own_seeds = seeds[: few_seeds.get(arm)]
+        for start in range(0, len(own_seeds), seeds_per_batch):
+            batch = own_seeds[start : start + seeds_per_batch]
             paths = []
             for seed in batch:
                 text = json.dumps([settings, seed, key], sort_keys=True)
@@ -2503,7 +2509,7 @@ def arms_rows(run):
     trials = [
         (arm, seed, result)
         for arm in run.arms
-        for seed, result in zip(run.seeds, run.results(arm), strict=True)
+        for seed, result in zip(run.seeds, run.results(arm), strict=False)  # perhaps fewer
     ]
     metrics = {}
     for _, _, result in trials:
@@ -2686,6 +2692,7 @@ class Experiment:
     seeds_per_batch: int
     timing: bool
     rows: list
+    few_seeds: dict
     given: dict
 
     @property
@@ -2836,7 +2843,7 @@ def run_trials(experiment, arms, tables, options):
         key.append(processor())
     folder = options.runs / experiment.name
     folder.mkdir(exist_ok=True)
-    units = list_units(arms, seeds, folder, key, experiment.seeds_per_batch)
+    units = list_units(arms, seeds, experiment.few_seeds, folder, key, experiment.seeds_per_batch)
     group = join_group(short_hash(json.dumps([experiment.name, key, arms, seeds])))
     if options.fresh:
         for path in [path for unit in units for path in unit.paths]:
@@ -2890,13 +2897,21 @@ def settings_words(experiment, run, options):
     return ", ".join(words)
 
 
+def seeds_words(experiment, run):
+    """How many seeds the arms have, in words."""
+    n = len(run.seeds)
+    words = f"{n} paired seeds" if n > 1 else "1 seed"
+    few = min([n, *(few for arm, few in experiment.few_seeds.items() if arm in run.arms)])
+    return words if few == n else f"{words}, {few} for ablations"
+
+
 def results_text(experiment, run, outcome, options, argv, links):
     """The part of an entry that the script writes; links: {file: (target, alt text or None)}."""
     doc = read_doc(experiment.script)
     facts = [
         f"`{shown_command(experiment.script, argv)}`",
         str(datetime.date.today()),
-        f"{len(run.seeds)} paired seeds" if len(run.seeds) > 1 else "1 seed",
+        seeds_words(experiment, run),
         f"{run.cpu_seconds / 60:.0f} CPU-min",
         f"commit {commit()}",
         f"{plain(processor())}, torch {torch.__version__.partition('+')[0]}",
@@ -3024,8 +3039,21 @@ def main(
     options, base, given = parse(parser, argv)
     check_names(arms | ablations, base, tiny, claims)
     script = Path(trial.__code__.co_filename).resolve()
+    few_seeds = {}
+    if parser.ablation_seeds is not None:
+        few_seeds = dict.fromkeys(ablations, parser.ablation_seeds)
     experiment = Experiment(
-        script, trial, claims, plot, columns, across, seeds_per_batch, timing, rows, given
+        script,
+        trial,
+        claims,
+        plot,
+        columns,
+        across,
+        seeds_per_batch,
+        timing,
+        rows,
+        few_seeds,
+        given,
     )
     is_bare = not given and options.arms is None and not options.smoke
     for name in ("seeds", "first_seed", "threads", "device"):

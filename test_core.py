@@ -1554,9 +1554,9 @@ def complaints(err):
 
 def fake_run(arms, tables=None, across=None):
     """A core.Run of {arm: {metric: values}}; the settings of an arm are its name."""
-    n = len(next(iter(next(iter(arms.values())).values())))
+    n = max(len(values) for metrics in arms.values() for values in metrics.values())
     results = {
-        arm: [{m: values[i] for m, values in metrics.items()} for i in range(n)]
+        arm: [dict(zip(metrics, row, strict=True)) for row in zip(*metrics.values(), strict=True)]
         for arm, metrics in arms.items()
     }
     settings = {arm: {"arm": arm} for arm in arms}
@@ -1683,6 +1683,13 @@ def test_unless_leaves_out_seeds_of_both_arms():
     check = Check("x", equals=1, arm="a", minus="b", unless="skip")
     assert check.judge(run)[0] == "holds"
     assert Check("x", equals=1, arm="a", minus="b").judge(run)[0] == "fails"
+
+
+def test_an_ablation_with_fewer_seeds_is_paired_with_the_first_ones():
+    run = fake_run({"many": {"x": [1.0, 1.0, 9.0, 9.0]}, "few": {"x": [0.0, 0.0]}})
+    assert Check("x", equals=1, arm="many", minus="few").judge(run)[0] == "holds"
+    assert Check("x", equals=-1, arm="few", minus="many").judge(run)[0] == "holds"
+    assert Check("x", equals=1, arm="many").judge(run)[0] == "fails"
 
 
 def test_a_claim_is_as_good_as_its_worst_check():
@@ -2072,6 +2079,19 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def test_ablations_may_have_fewer_seeds(lab, capsys):
+    toy = lab.toy()
+    toy.parser.ablation_seeds = 2
+    lab.run(toy=toy, across=lambda run: {"total": np.array([1000.0, 1000.0])})
+    with open(lab.folder / "plots/toy-arms.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seeds = {arm: [row["seed"] for row in rows if row["arm"] == arm] for arm in ("plain", "double")}
+    assert seeds == {"plain": ["0", "1", "2"], "double": ["0", "1", "2"]}
+    assert [row["seed"] for row in rows if row["arm"] == HOSTILE_ARM] == ["0", "1"]
+    assert "3 paired seeds, 2 for ablations" in lab.log.read_text(encoding="utf-8")
+    assert "8 trials" in capsys.readouterr().err
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
