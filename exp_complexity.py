@@ -1,143 +1,487 @@
-"""What do the notebook's four ways to attend over pairs of nodes cost, and where does their n^3 take over?
+"""What do a transformer with an edge bias and the simple one on pairs cost, and what sharing saves?
 
-Entry       graph notebook, 13/4 ("Complexity of 3 coloring using transformer+edge bias vs simple og transformer")
-Hypothesis  Weights: 8e^2 + 2e + 12d^2 with edge bias, 8e^2 + 2e simple. MACs: 8n^2 e^2 in the edge feed-forward, 8n d^2 in that of
-            nodes, 3nd + n^2 d in attention; no n^3, all grows like n^2. Ours: attention takes 4n d^2 + 2n^2 d, path and cluster
-            2n^2 e + n^3, most of it n^3 from n = 2e on; in time later, as a product does more MACs a second than the heads before.
-Rule        One forward pass; 5 seeds: other weights and inputs, timed again, interleaved. Powers of a run's three largest sizes;
-            "like n^2" is nearer to 2 than to 1 or 3. A claim stands if every check's 95% interval is in range, falls if one is out.
-Cost        about 80 s with --jobs 1, as recorded (a second process disturbs the times); 2.3 GB a process
-Quick       `--nodes 256 64 128 512 --seeds 3`
+Notebook    graph notebook: 13/4
+Setup       One forward pass over one graph of n nodes, width d = 100, with e = 8 features per pair
+            and L = 4 layers; nothing is trained. Edge bias: a transformer on nodes with two heads;
+            a pair's features pass an edge feed-forward e, 4e, e and give a bias to each head's
+            logit. Simple: the notebook's "simple og transformer", on pairs only; each layer is an
+            edge feed-forward and an attention that multiplies two heads E w1 and E w2 of the pair
+            features E: (E w1)(E w2) is path attention, (E w1)(E w2)^T cluster attention. The edge
+            feed-forward is shared by all layers (l = 1) or each layer has its own (l = L); with an
+            edge bias a shared one is computed once, since the nodes never change the pairs, in the
+            simple one once per layer. What sharing does to the accuracy is measured in
+            exp_coloring_edges. The notebook gives no cost for the product of path or cluster
+            attention, an omission that no claim tests.
+Hypothesis  Weights: 8e^2 per edge feed-forward, 2e per edge bias or pair of heads, 4d^2 + 8d^2 per
+            layer on nodes. Operations: 8e^2 per pair, 8d^2 per node, 3nd + n^2 d in attention.
+            Ours: attention takes 4nd^2 + 2n^2 d, path and cluster attention 2n^2 e + n^3. Sharing
+            saves hardly any weights where there is an edge bias, but much of the operations; in
+            the simple transformer it saves weights only. The n^3 is more operations than the two
+            heads from n = 2e on, but takes less time up to much larger graphs, since a product of
+            large matrices is what processors do fastest.
+Rule        5 paired seeds of other weights and inputs, which matter to times only. Counts have to
+            agree in every seed. Of times and ratios a check holds if the 95% interval lies inside
+            its bounds and fails if it lies outside; one failed check refutes a claim.
+            Weights: entries of all weight matrices, without biases and norms. Operations:
+            multiplications with addition, as torch's FlopCounterMode counts them from the products
+            that the modules do. Weights missed, edge operations missed, node operations missed,
+            operations missed: the counted number less that of the formula; the last is for the
+            whole model with our formulas. Attention over formula: counted operations of attention
+            without the edge bias over L(3nd + n^2 d); the notebook counts by orders, so that a
+            factor of 2 is allowed (0.5 to 2), at one size at least of 64, 256 and 1024 nodes.
+            Sharing saves under 1% of the weights if at least 0.99 of them stay, and over a quarter
+            of the operations if at most 0.75 stay. Times are medians of 5 rounds, interleaved in
+            one process on one thread. Time over edge bias: of the arm's forward pass over that of
+            a model with an edge bias and own feed-forwards of the same sizes (in the first arm a
+            copy of itself). Product over heads, time over heads: operations and time of the n^3
+            over those of the two heads.
+Cost        2 min on 1 core; nothing else may compute meanwhile; `--nodes 64` under 1 min
 """
+
+import math
+import re
+from functools import partial
+
+import core
+from core import OURS, Check, Claim
 
 import numpy as np
 import torch
-from torch.distributed._tools.mem_tracker import MemTracker
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import core_old as core
-from core_old import ANY_ABOVE, Check, Claim
+ROUNDS = 5  # of interleaved forward passes
 
-PRODUCTS, MODELS = ("path", "cluster"), ("edge-bias", "simple", "path", "cluster")
-FLAGS = [
-    core.Flag("model", core.one_of(*MODELS), MODELS, "way to attend"),
-    core.Flag("nodes", core.at_least(1), (256, 32, 64, 128, 512, 1024), "nodes n of the graph"),
-    core.Flag("edge-dim", core.at_least(1), (8, 2, 32), "features e of a pair"),
-    core.Flag("dim", core.at_least(1), (100,), "features d of a node"),
-    core.Flag("heads", core.at_least(1), (2,), "heads of attention with edge bias"),
+parser = core.make_parser(__doc__, seeds=5)
+parser.add_argument(
+    "--model",
+    nargs="+",
+    choices=["edge-bias", "path", "cluster"],
+    default=["edge-bias"],
+    help="edge bias on nodes, or the simple transformer on pairs by path or cluster attention",
+)
+parser.add_argument(
+    "--feedforwards",
+    nargs="+",
+    choices=["own", "shared"],
+    default=["own"],
+    help="edge feed-forward: one per layer (l = L), or one for all (l = 1)",
+)
+parser.add_argument(
+    "--nodes", nargs="+", type=core.integer(2, 2048), default=[256], help="nodes n of the graph"
+)
+parser.add_argument("--layers", nargs="+", type=core.integer(1, 64), default=[4], help="layers L")
+parser.add_argument(
+    "--pair-dim", nargs="+", type=core.integer(1, 256), default=[8], help="features e of a pair"
+)
+parser.add_argument(
+    "--dim", nargs="+", type=core.layer_width, default=[100], help="width d of a node"
+)
+parser.add_argument(
+    "--heads", nargs="+", type=core.positive_int, default=[2], help="heads of the attention"
+)
+
+ARMS = {  # the baseline first; a run with flags takes these
+    "edge bias": {},
+    "edge bias, shared": {"feedforwards": "shared"},
+    "simple": {"model": "path"},
+    "simple, shared": {"model": "path", "feedforwards": "shared"},
+    "cluster": {"model": "cluster"},
+}
+ABLATIONS = {  # what else the claims read
+    "edge bias, 64 nodes": {"nodes": 64},
+    "edge bias, 1024 nodes": {"nodes": 1024},
+    "edge bias, shared, 64 nodes": {"feedforwards": "shared", "nodes": 64},
+    "edge bias, shared, 1024 nodes": {"feedforwards": "shared", "nodes": 1024},
+    "simple, 64 nodes": {"model": "path", "nodes": 64},
+    "simple, 1024 nodes": {"model": "path", "nodes": 1024},
+    "edge bias, 32 features": {"pair_dim": 32},
+    "edge bias, shared, 32 features": {"feedforwards": "shared", "pair_dim": 32},
+    "simple, 32 features": {"model": "path", "pair_dim": 32},
+}
+COLUMNS = ["time over edge bias", "time, ms", "million operations", "weights", "product over heads"]
+ROWS = [  # of the entry's table; all arms stand in its CSV
+    "edge bias",
+    "edge bias, shared",
+    "simple",
+    "simple, shared",
+    "cluster",
+    "edge bias, 1024 nodes",
+    "edge bias, shared, 1024 nodes",
+    "simple, 1024 nodes",
+    "simple, 64 nodes",
 ]
-UNKNOWN = {torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, **__: 2 * x[0] * x[1] * w[0]} if core.HAS_ONEDNN else {}
+TINY = {"nodes": 8, "layers": 2, "pair_dim": 3, "dim": 8}
+PARTS = {  # of a model's operations, with the colour of its bar
+    "edge feed-forward": "#0072B2",
+    "edge bias": "#56B4E9",
+    "attention of nodes": "#D55E00",
+    "feed-forward of nodes": "#E69F00",
+    "two heads of pairs": "#009E73",
+    "product of pairs, n^3": "#CC79A7",
+}
 
 
-def build(c: dict) -> torch.nn.Module:
-    if c["model"] == "edge-bias":
-        attention = core.EdgeBiasAttention(c["dim"], c["heads"], c["edge_dim"])
-        return core.TransformerLayer(attention, core.FeedForward(c["dim"], 4 * c["dim"]), c["dim"], ("layer", "layer"))
-    return core.EdgeLayer(c["edge_dim"]) if c["model"] == "simple" else core.EdgeProduct(c["edge_dim"], c["model"])
-
-
-def formulas(c: dict) -> tuple[int, int, int, int]:
-    """Weights; MACs as in the notebook (where it names none, weights x pairs); corrected MACs; bytes at the peak: e features a pair
-    with 4e hidden and e new ones, beside normed nodes, queries, keys, values; without a feed-forward, with three matrices."""
-    n, e, d, heads = (c.get(key, 0) for key in ("nodes", "edge_dim", "dim", "heads"))
-    noted, right, edges = 3 * n * d + n**2 * d + 8 * n * d**2, 12 * n * d**2 + 2 * n**2 * d + heads * n**2 * e, 8 * n**2 * e**2
-    return {
-        "edge-bias": (8 * e**2 + 2 * e + 12 * d**2, edges + 2 * n**2 * e + noted, edges + right, 24 * e * n**2 + 16 * n * d),
-        "simple": (8 * e**2 + 2 * e, edges + 2 * n**2 * e, edges + 2 * n**2 * e + n**3, 24 * e * n**2),
-    }.get(c["model"], (2 * e, 2 * n**2 * e, 2 * n**2 * e + n**3, 4 * (e + 3) * n**2))
-
-
-@torch.no_grad()
-def trial(config: dict, seed: int) -> dict:
-    n, e, d, rng = config["nodes"], config["edge_dim"], config.get("dim", 0), core.stream(seed, "train")
+def trial(config, seed, job):
+    """Count weights and operations of a forward pass, then time it against edge bias."""
+    if config.dim % config.heads:
+        raise core.UsageError(f"--heads {config.heads}: they do not divide --dim {config.dim}")
+    rng = core.stream(seed, "train")
+    n = config.nodes
+    x = torch.from_numpy(rng.standard_normal((n, config.dim), np.float32)).to(job.device)
+    pair_shape = (n * n, config.pair_dim)
+    pairs = torch.from_numpy(rng.standard_normal(pair_shape, np.float32)).to(job.device)
     with core.initialised_from(seed):
-        model = build(config).to(core.Runtime.device)
-    x, edge = (torch.from_numpy(rng.standard_normal(shape, np.float32)).to(core.Runtime.device) for shape in ((n, d), (n, n, e)))
-    arms = {"forward": lambda: model(x, edge) if d else model(edge)}
-    with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter, MemTracker() as tracker:
-        arms["forward"]()
-    macs = {name.partition(".")[2]: sum(by_op.values()) / 2 for name, by_op in counter.get_flop_counts().items()}  # by module
-    weights = sum(w.numel() for w in model.parameters() if w.dim() == 2)  # no biases, no norms
-    peak = tracker.get_tracker_snapshot("peak")[edge.device]["Total"] - sum(w.nbytes for w in model.parameters())
-    noted, noted_macs, right_macs, memory = formulas(config)
-    result = {"weights": weights, "weights_missed": weights - noted, "macs": macs[""], "macs_missed": 1 - noted_macs / macs[""]}
-    result |= {"macs_error": macs[""] / right_macs - 1, "megabytes": peak / 1e6, "memory_missed": 1 - memory / peak}
-    if config["model"] == "edge-bias":
-        edges, attention = macs["mixing.edge_feedforward"], macs["mixing"] - macs["mixing.edge_feedforward"] - macs["mixing.bias"]
-        result |= {"edges_missed": 1 - 8 * n**2 * e**2 / edges, "nodes_missed": 1 - 8 * n * d**2 / macs["feedforward"]}
-        result["attention_missed"] = 1 - (3 * n * d + n**2 * d) / attention
-    if config["model"] in PRODUCTS:
-        pairs, heads = edge.flatten(0, 1), (model.first, model.second)
-        one, other = (head(pairs).view(n, n) for head in heads)
-        arms |= {"heads": lambda: [head(pairs) for head in heads], "product": lambda: one @ (other.mT if model.swap else other)}
-    seconds = core.interleaved_medians(arms, 7)
-    if config["model"] in PRODUCTS:
-        result["time_of_product_over_heads"] = seconds["product"] / seconds["heads"]
-        result["macs_of_product_over_heads"] = macs[""] / (macs["first"] + macs["second"]) - 1
-    return result | {"time_ms": 1e3 * seconds["forward"]}
+        model = make_model(config).to(job.device)
+        baseline = EdgeBiasTransformer(config, config.layers).to(job.device)
+    model.requires_grad_(False)
+    baseline.requires_grad_(False)
+
+    operations = count_operations(model, x, pairs)
+    total = operations["all"]
+    formula = formulas(config)
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    steps = {"own": partial(model, x, pairs), "baseline": partial(baseline, x, pairs)}
+    if config.model != "edge-bias":
+        attention = model.layers[0].attention
+        steps["heads"] = partial(attention.heads, pairs)
+        steps["product"] = partial(attention.multiply, *attention.heads(pairs))
+    seconds = core.interleaved_medians(steps, ROUNDS, job.device)
+
+    missed = {part: operations[part] - formula[part] for part in operations}
+    attention_noted = config.layers * (3 * n * config.dim + n**2 * config.dim)
+    return {
+        "time over edge bias": seconds["own"] / seconds["baseline"],
+        "time, ms": 1000 * seconds["own"],
+        "million operations": total / 1e6,
+        "weights": weights,
+        "weights missed": weights - formula["weights"],
+        "edge operations missed": missed["edge feed-forward"],
+        "node operations missed": missed["feed-forward of nodes"],
+        "operations missed": max(abs(number) for number in missed.values()),
+        "attention over formula": divide(operations["attention of nodes"], attention_noted),
+        "product over heads": divide(
+            operations["product of pairs, n^3"], operations["two heads of pairs"]
+        ),
+        "time over heads": divide(seconds.get("product", 0.0), seconds.get("heads", 0.0)),
+        "share of parts": np.array([operations[part] / total for part in PARTS]),
+    }
 
 
-def cell(config: dict) -> dict:
-    if config["model"] != "edge-bias":
-        config = {key: value for key, value in config.items() if key not in ("dim", "heads")}
-    elif config["dim"] % config["heads"]:
-        raise core.UsageError(f"--heads {config['heads']}: does not divide --dim {config['dim']}; choose a divisor")
-    return config
+def divide(number, by):
+    """number / by; NaN where one of them is 0, which a model has not."""
+    return number / by if number and by else math.nan
 
 
-def memory(config: dict) -> tuple[str, float]:
-    return f"--nodes {config['nodes']}", 700 + 2 * formulas(config)[3] / 1e6  # freed blocks are kept, so that the next size adds
+def make_model(config):
+    """The model that the arm names: x [N, D], pairs [N * N, E] -> nodes or pairs."""
+    count = config.layers if config.feedforwards == "own" else 1
+    if config.model == "edge-bias":
+        return EdgeBiasTransformer(config, count)
+    return SimpleTransformer(config, count)
 
 
-def derived(run: core.Run) -> dict[str, np.ndarray]:
-    at = {(c["model"], c["nodes"], c["edge_dim"]): i for i, c in reversed([*enumerate(run.cells)])}  # the first --dim and --heads
-    models, nodes, edge_dims = (sorted(set(values)) for values in zip(*at, strict=True))
-    found = {"largest macs_error": np.max([np.abs(run.values(i, "macs_error")) for i in at.values()], 0)}
-    for model in models:
-        lines = {f"nodes, {model}, e = {e}": {n: at[model, n, e] for n in nodes[-3:]} for e in (edge_dims[0], edge_dims[-1])}
-        lines |= {f"e, {model}, {nodes[-1]} nodes": {e: at[model, nodes[-1], e] for e in edge_dims[-3:]}}
-        for line, cells in lines.items():
-            for metric in ("time_ms", "megabytes") if len(cells) > 1 else ():
-                found[f"power of {metric} in {line}"] = core.fitted_power([*cells], [run.values(i, metric) for i in cells.values()])
-        for e in edge_dims if model in PRODUCTS else ():  # nodes where both take as long, between two sizes; else NaN
-            ratios = [run.values(at[model, n, e], "time_of_product_over_heads") for n in nodes]
-            found[f"takeover over 2e, {model}, e = {e}"] = core.crossing(nodes, ratios) / (2 * e)
+class EdgeBiasAttention(nn.Module):
+    """Attention over all nodes, biased by pair features: [N, D], [N * N, E] -> [N, D].
+
+    The logit of a pair is q k^T / sqrt(D/H) + Linear(E -> H) of its features. Source: graph
+    notebook, 13/4, "Edge bias transformer".
+    """
+
+    def __init__(self, dim, heads, pair_dim):
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.bias = nn.Linear(pair_dim, heads)
+
+    def forward(self, x, pairs):
+        query = self.split_heads(self.query(x))
+        key = self.split_heads(self.key(x))
+        value = self.split_heads(self.value(x))
+        bias = self.bias(pairs).T.unflatten(1, (len(x), len(x)))  # [H, N, N]
+        logits = query @ key.transpose(1, 2) / math.sqrt(query.shape[2]) + bias
+        mixed = logits.softmax(dim=2) @ value
+        return self.out(mixed.transpose(0, 1).flatten(1))
+
+    def split_heads(self, x):
+        """[N, D] -> [H, N, D/H]."""
+        return x.unflatten(1, (self.heads, -1)).transpose(0, 1)
+
+
+class EdgeBiasTransformer(nn.Module):
+    """A transformer on nodes with an edge bias: x [N, D], pairs [N * N, E] -> [N, D].
+
+    The first `count` layers change the pairs by an edge feed-forward; later ones take them as
+    they are, so that count is the notebook's l.
+    """
+
+    def __init__(self, config, count):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.edge_feedforwards = nn.ModuleList()
+        for number in range(config.layers):
+            mixing = EdgeBiasAttention(config.dim, config.heads, config.pair_dim)
+            feedforward = core.FeedForward(config.dim, 4 * config.dim)
+            self.layers.append(core.TransformerLayer(mixing, feedforward, config.dim))
+            if number < count:
+                self.edge_feedforwards.append(
+                    core.FeedForward(config.pair_dim, 4 * config.pair_dim)
+                )
+
+    def forward(self, x, pairs):
+        for number, layer in enumerate(self.layers):
+            if number < len(self.edge_feedforwards):
+                pairs = pairs + self.edge_feedforwards[number](pairs)
+            x = layer(x, pairs)
+        return x
+
+
+class PairAttention(nn.Module):
+    """Two heads of the pairs, multiplied: [N * N, E] -> [N * N, 1].
+
+    "path": (E w1)(E w2), a sum over the nodes between i and j; "cluster": (E w1)(E w2)^T, the node
+    axes of the second swapped. Source: graph notebook, 13/4.
+    """
+
+    def __init__(self, pair_dim, kind):
+        super().__init__()
+        self.swap = kind == "cluster"
+        self.first = nn.Linear(pair_dim, 1, bias=False)
+        self.second = nn.Linear(pair_dim, 1, bias=False)
+
+    def heads(self, pairs):
+        """[N * N, E] -> [N, N] and [N, N]."""
+        n = math.isqrt(len(pairs))
+        return self.first(pairs).view(n, n), self.second(pairs).view(n, n)
+
+    def multiply(self, first, second):
+        """[N, N] and [N, N] -> [N, N]."""
+        return first @ (second.T if self.swap else second)
+
+    def forward(self, pairs):
+        product = self.multiply(*self.heads(pairs))
+        return product.view(-1, 1) / len(product)
+
+
+class PairLayer(nn.Module):
+    """pairs + feedforward(pairs), then + attention in every channel: [N * N, E] -> [N * N, E]."""
+
+    def __init__(self, feedforward, attention):
+        super().__init__()
+        self.edge_feedforward = feedforward
+        self.attention = attention
+
+    def forward(self, pairs):
+        pairs = pairs + self.edge_feedforward(pairs)
+        return pairs + self.attention(pairs)
+
+
+class SimpleTransformer(nn.Module):
+    """The notebook's "simple og transformer": x [N, D], unused, pairs [N * N, E] -> [N * N, E].
+
+    Each layer applies an edge feed-forward; there are `count` of them, the last for the rest.
+    """
+
+    def __init__(self, config, count):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        feedforward = None
+        for number in range(config.layers):
+            if number < count:
+                feedforward = core.FeedForward(config.pair_dim, 4 * config.pair_dim)
+            attention = PairAttention(config.pair_dim, config.model)
+            self.layers.append(PairLayer(feedforward, attention))
+
+    def forward(self, x, pairs):
+        for layer in self.layers:
+            pairs = layer(pairs)
+        return pairs
+
+
+def count_operations(model, x, pairs):
+    """Multiplications with addition of a forward pass: {part: number, "all": number}."""
+    with FlopCounterMode(display=False) as counter:
+        model(x, pairs)
+    flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    bias = count_in(flops, r"mixing\.bias")
+    heads = count_in(flops, r"attention\.(first|second)")
+    return {
+        "edge feed-forward": count_in(flops, r"edge_feedforward(s\.\d+)?"),
+        "edge bias": bias,
+        "attention of nodes": count_in(flops, r"mixing") - bias,
+        "feed-forward of nodes": count_in(flops, r"feedforward"),
+        "two heads of pairs": heads,
+        "product of pairs, n^3": count_in(flops, r"attention") - heads,
+        "all": flops["Global"] // 2,
+    }
+
+
+def count_in(flops, pattern):
+    """Operations of the modules whose name ends with a pattern, after a dot."""
+    found = 0
+    for name, number in flops.items():
+        if re.search(rf"\.{pattern}$", name):
+            found += number // 2  # a multiplication and an addition
     return found
 
 
-EXACT, NEAR, SQUARE, LATER, POWER = (-1e-9, 1e-9), (-0.05, 0.05), (1.5, 2.5), (2, ANY_ABOVE), "power of time_ms in nodes, "
+def formulas(config):
+    """Weights, and the operations of each part: {"weights": number, part: number}."""
+    n, e, d = config.nodes, config.pair_dim, config.dim
+    layers = config.layers
+    count = layers if config.feedforwards == "own" else 1
+    found = dict.fromkeys(PARTS, 0)
+    if config.model == "edge-bias":
+        found["weights"] = 8 * e**2 * count + layers * (config.heads * e + 4 * d**2 + 8 * d**2)
+        found["edge feed-forward"] = count * n**2 * 8 * e**2
+        found["edge bias"] = layers * config.heads * n**2 * e
+        found["attention of nodes"] = layers * (4 * n * d**2 + 2 * n**2 * d)
+        found["feed-forward of nodes"] = layers * n * 8 * d**2
+    else:
+        found["weights"] = 8 * e**2 * count + layers * 2 * e
+        found["edge feed-forward"] = layers * n**2 * 8 * e**2
+        found["two heads of pairs"] = layers * 2 * n**2 * e
+        found["product of pairs, n^3"] = layers * n**3
+    found["all"] = sum(found[part] for part in PARTS)
+    return found
+
+
+def exact(metric, *arms):
+    """Checks that a difference of counts is 0 in these arms."""
+    return [Check(metric, equals=0, arm=arm) for arm in arms]
+
+
 CLAIMS = [
-    Claim("8e^2 + 2e + 12d^2 weights; simple 8e^2 + 2e", "13/4", [Check("weights_missed", EXACT, {"model": m}) for m in MODELS]),
-    Claim("edge feed-forward: 8n^2 e^2 MACs; other: 8n d^2", "13/4", [Check(m, EXACT) for m in ("edges_missed", "nodes_missed")]),
-    Claim("3nd + n^2 d in attention, within 5%", "13/4", [Check("attention_missed", NEAR)]),
-    Claim("no n^3 in path and cluster, within 5%", "13/4", [Check("macs_missed", NEAR, {"model": m}) for m in PRODUCTS]),
-    Claim("the corrected MACs are those counted (our question)", "13/4", [Check("largest macs_error", EXACT, None)]),
-    Claim("time grows like n^2 with edge bias", "13/4", [Check(f"{POWER}edge-bias, e = {e}", SQUARE, None) for e in (2, 32)]),
-    Claim("so does that of the simple one with 32 features", "13/4", [Check(f"{POWER}simple, e = 32", SQUARE, None)]),
-    Claim("and of path, cluster", "13/4", [Check(f"{POWER}{m}, e = {e}", SQUARE, None) for m in PRODUCTS for e in (2, 32)]),
-    Claim("in time n^3 takes over at more than twice the nodes where it does in MACs (our question)", "13/4",
-          [Check(f"takeover over 2e, {m}, e = {e}", LATER, None, scale="ratio") for m in PRODUCTS for e in (2, 8, 32)]),
-    Claim("bytes: 24n^2 e or 4n^2 (e + 3) (our question)", "13/4", [Check("memory_missed", NEAR, {"model": m}) for m in MODELS]),
-]  # fmt: skip
+    Claim(
+        "The transformer with an edge bias has 8e^2 l + L(4d^2 + 8d^2) weights, l = 1 or L, and 2e "
+        "more per layer for the edge bias",
+        "13/4",
+        *exact("weights missed", "edge bias", "edge bias, shared"),
+        *exact("weights missed", "edge bias, 32 features", "edge bias, shared, 32 features"),
+    ),
+    Claim(
+        "The simple transformer has 8e^2 weights per feed-forward and 2e per layer for two heads",
+        "13/4",
+        *exact("weights missed", "simple", "simple, shared", "cluster", "simple, 32 features"),
+    ),
+    Claim(
+        "An edge feed-forward takes n^2 8e^2 operations, and a feed-forward of nodes n 8d^2",
+        "13/4",
+        *exact("edge operations missed", "edge bias", "edge bias, shared", "simple"),
+        *exact("edge operations missed", "edge bias, 32 features", "edge bias, 1024 nodes"),
+        *exact("node operations missed", "edge bias", "edge bias, 1024 nodes"),
+    ),
+    Claim(
+        "Multi-head attention takes 3nd + n^2 d operations",
+        "13/4",
+        Check(
+            "attention over formula",
+            between=(0.5, 2),
+            any_arm=("edge bias, 64 nodes", "edge bias", "edge bias, 1024 nodes"),
+        ),
+    ),
+    Claim(
+        "Attention takes 4nd^2 + 2n^2 d operations, and path or cluster attention 2n^2 e + n^3",
+        OURS,
+        *exact("operations missed", "edge bias", "edge bias, shared", "simple", "cluster"),
+        *exact("operations missed", "edge bias, 64 nodes", "edge bias, 1024 nodes"),
+        *exact("operations missed", "simple, 64 nodes", "simple, 1024 nodes"),
+        *exact("operations missed", "edge bias, 32 features", "simple, 32 features"),
+    ),
+    Claim(
+        "With an edge bias a shared edge feed-forward saves under 1% of the weights, but time and "
+        "over a quarter of the operations; in the simple one over half of the weights, but no "
+        "operations",
+        OURS,
+        Check("weights", above=0.99, arm="edge bias, shared", over="edge bias"),
+        Check("million operations", below=0.75, arm="edge bias, shared", over="edge bias"),
+        Check("time over edge bias", below=1, arm="edge bias, shared"),
+        Check("weights", below=0.5, arm="simple, shared", over="simple"),
+        Check("million operations", equals=0, arm="simple, shared", minus="simple"),
+    ),
+    Claim(
+        "At 64 and 256 nodes with 8 features the n^3 of path attention is more operations than its "
+        "two heads, but takes less time",
+        OURS,
+        Check("product over heads", above=1, arm="simple, 64 nodes"),
+        Check("product over heads", above=1, arm="simple"),
+        Check("time over heads", below=1, arm="simple, 64 nodes"),
+        Check("time over heads", below=1, arm="simple"),
+    ),
+    Claim(
+        "Against the one with an edge bias the simple transformer takes fewer operations and less "
+        "time at 256 nodes, and more operations at 1024",
+        OURS,
+        Check("million operations", below=1, arm="simple", over="edge bias"),
+        Check(
+            "million operations", above=1, arm="simple, 1024 nodes", over="edge bias, 1024 nodes"
+        ),
+        Check("time over edge bias", below=1, arm="simple"),
+    ),
+]
 
 
-def headline(run: core.Run) -> str:
-    return f"milliseconds of a forward pass: {core.extremes(run, 'time_ms')}"
+def plot(run):
+    """{name of the file: figure}."""
+    return {"operations": draw_operations(run), "time": draw_times(run)}
 
 
-def figures(run: core.Run) -> list[core.Figure]:
-    run = core.only(run, sorted(range(len(run.cells)), key=lambda i: run.cells[i]["edge_dim"]))  # panels in order
-    drawn = [core.sweep_figure(run, "time", headline(run), "nodes", ["time_ms"], "milliseconds", ["edge_dim"], "xy")]
-    if (products := core.only(run, [i for i, c in enumerate(run.cells) if c["model"] in PRODUCTS])).cells:
-        ratios = ["time_of_product_over_heads", "macs_of_product_over_heads"]
-        finding = f"Time of the n^3 product over that of the heads: {core.extremes(products, ratios[0])}"
-        drawn.append(core.sweep_figure(products, "product", finding, "nodes", ratios, "ratio", ["edge_dim"], "xy", {"equal": 1.0}))
-    return drawn
+def draw_operations(run):
+    """Share of each part in the operations, one bar per arm."""
+    figure, axes = core.new_figure(
+        run,
+        "Where the operations of a forward pass go, by arm",
+        "Share of each part in the operations of a forward pass",
+        height=0.32 * len(run.arms) + 2.2,
+    )
+    axis = axes[0, 0]
+    arms = list(run.arms)
+    shares = np.array([run.values(arm, "share of parts")[0] for arm in arms])
+    left = np.zeros(len(arms))
+    for number, (part, colour) in enumerate(PARTS.items()):
+        axis.barh(range(len(arms)), shares[:, number], left=left, color=colour, label=part)
+        left += shares[:, number]
+    axis.set_yticks(range(len(arms)), arms)
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.set(xlim=(0, 1), xlabel="share of all operations")
+    axis.legend(fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.4, 1.0))
+    return figure
 
 
-SMOKE = {"nodes": (4, 8), "dim": (8,)}
-METRICS = ["time_ms", "macs", "macs_missed", "megabytes", "memory_missed", "weights", "weights_missed", "macs_error"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell, derived, memory)
+def draw_times(run):
+    """Time of a forward pass by the number of nodes, every seed a dot."""
+    figure, axes = core.new_figure(
+        run,
+        "Time of both transformers, with own and with shared edge feed-forwards",
+        "Time of a forward pass by the number of nodes",
+        width=6.5,
+        height=4.0,
+    )
+    axis = axes[0, 0]
+    lines = {}
+    for arm, settings in run.arms.items():
+        name = arm.removesuffix(f", {settings['nodes']} nodes")
+        lines.setdefault(name, []).append((settings["nodes"], arm))
+    for name, points in lines.items():
+        points.sort()
+        if len(points) == 1 and len(lines) > 1:
+            continue
+        colour = core.arm_colour(run, name if name in run.arms else points[0][1])
+        nodes = [number for number, _ in points]
+        times = np.array([run.values(arm, "time, ms") for _, arm in points])
+        axis.plot(nodes, times, "o", color=colour, alpha=0.4, markersize=4)
+        axis.plot(nodes, times.mean(axis=1), color=colour, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="nodes", ylabel="milliseconds")
+    ticks = sorted({settings["nodes"] for settings in run.arms.values()})
+    axis.set_xticks(ticks, ticks)
+    axis.minorticks_off()
+    axis.legend(fontsize=9)
+    return figure
+
 
 if __name__ == "__main__":
-    raise SystemExit(core.main(EXPERIMENT))
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY, timing=True, rows=ROWS)
