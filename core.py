@@ -2214,7 +2214,8 @@ def set_house_style():
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.formatter.min_exponent": 4,
-            "legend.frameon": False,
+            "legend.framealpha": 0.85,  # readable where it has to lie on curves
+            "legend.edgecolor": "none",
         }
     )
 
