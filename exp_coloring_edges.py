@@ -1,156 +1,530 @@
-"""Can a small network tell same-colour from different-colour pairs of a pyramid from the pair's vector of adjacency powers?
+"""Does a transformer with an edge bias collapse on 3-colouring, where one on pairs does not?
 
-Entry       graph notebook, 13/4 ("Complexity of 3 coloring using transformer+edge bias") and 24.3 ("batch normalize feature")
-Hypothesis  13/4 takes an edge feed-forward for enough; 24.3 guesses that powers want a batch norm. Ours: raw powers, C / 6^d
-            at distance d, do not fit; normed do and beat the look-up table; powers beyond 4 harm.
-Rule        5 seeds. Score: mean of both recalls over ordered pairs i != j of the trained pyramids, the next (test), one 3 further
-            (far); near: distance 1, 2. A claim stands if all intervals are in range, falls if one is out (CLAIMS, fixed before).
-Cost        about 3 min on 2 cores; the other entries in the logbook, better trained, up to 30 min
-Quick       `--receptive-field 4 --norm none input --steps 500 --seeds 3`
+Notebook    graph notebook: 13/4 (3-colouring, edge bias against simple), 24.3 (batch norm)
+Setup       The question for an ordered pair of nodes of a pyramid: have they the same colour? Its
+            3-colouring is (row + column) mod 3; asked this way, the names of the colours do not
+            matter. A pair's input is its vector of adjacency powers (P^0 .. P^r)[i, j], P = D^-1 A,
+            r = 2, each power normalised to mean 0 and variance 1 over the training pairs, as a
+            batch norm does. Edge bias: a transformer on nodes with four layers, width d, two heads;
+            a pair's features e pass a feed-forward e, 4e, e and give a bias to each head's logit
+            q k. A node's input is its colour if it is one of the three top nodes, without which
+            symmetric nodes are equal, and the powers (P^k)[i, i]; a pair is read out as a product
+            of two nodes. Bias alone: no q, no k. Content alone: no bias. Simple: the notebook's
+            "simple og transformer", on pairs only, four layers of feed-forward and path attention
+            with two weights, normalised (exp_path_attention); it gets no colour. Feed-forwards
+            alone: without attention; also with r = 4, normalised and raw. The first five arms have
+            33,600 to 34,800 parameters. Training on the pyramids with 3 to 6 rows: all pairs in
+            each of 1500 steps of Adam, its rate falling to 0 from 1e-3 (on nodes; 3e-3 was less
+            steady on two pilot seeds) or 3e-3 (on pairs); edge bias and simple are also tried at
+            the other's rate. Ours: all sizes, inputs of nodes, read-outs and training; the notebook
+            trains nothing.
+Hypothesis  The simple transformer learns to redistribute its weights with a deep network; that with
+            an edge bias collapses after every averaging. It has 8e^2 l + 12d^2 L weights, l = 1 or
+            L. A batch norm of the powers helps. Ours: nodes do collapse before training, but
+            learned averages are sharp, and residual sums and norms keep the nodes apart; the simple
+            one still colours a larger pyramid better, because it answers pairs as they look from
+            each other and not from the top.
+Rule        8 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if it
+            lies outside; one failed check refutes a claim. Where the notebook leaves open whether
+            the averages are fixed, the arm with the bias alone counts as well as the one with
+            content.
+            Score, trained; score, next: balanced accuracy over the pairs i != j of the trained
+            pyramids and of the one with one row more. Spread: mean distance between two
+            representations (of nodes; of pairs in the simple one) over their mean norm, on the next
+            pyramid. Log spread per layer: slope of a straight line through the logarithms of the
+            spread before the first layer and after each. Collapse: it is below 0. Distance kept:
+            mean distance between the nodes averaged with a layer's weights, before value and
+            output projections, over that between the nodes that enter; mean over the heads, the
+            largest of the layers. Closer at every averaging: below 1.
+            Weights over formula: entries of the layers' weight matrices over 8e^2 l + 12d^2 L; it
+            agrees from 0.99 to 1.01, since the formula leaves out the projection to the bias.
+            Ceiling: best score of any function of a pair's own powers, counted exactly. Before
+            training distances are kept by less than 0.5. One feed-forward shared by all layers is
+            as good if it scores at most 0.05 less.
+            Four layers against one is our reading of "a deep network".
+Cost        14 min on 2 cores; `--layers 1 --seeds 3` 1 min
 """
 
-import copy
+import math
+
+import core
+from core import OURS, Check, Claim
+from exp_path_attention import PairAttention, PairLayer, PyramidPairs, score, train_on_pairs
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-import core_old as core
-from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+parser = core.make_parser(__doc__, seeds=8)
+parser.add_argument(
+    "--model",
+    nargs="+",
+    choices=["edge-bias", "bias-only", "content", "simple", "feed-forward"],
+    default=["edge-bias"],
+    help="a transformer on nodes (content attention with an edge bias, the bias alone, or content "
+    "alone), the simple one on pairs, or its feed-forwards without attention",
+)
+parser.add_argument(
+    "--feedforwards",
+    nargs="+",
+    choices=["shared", "own"],
+    default=["shared"],
+    help="whether all layers share one feed-forward of pairs, or each has its own",
+)
+parser.add_argument(
+    "--powers",
+    nargs="+",
+    choices=["normalised", "raw"],
+    default=["normalised"],
+    help="the input, adjacency powers: mean 0 and variance 1 over the training pairs, or as it is",
+)
+parser.add_argument(
+    "--receptive-field",
+    nargs="+",
+    type=core.integer(0, 100),
+    default=[2],
+    help="largest power in a pair's input",
+)
+parser.add_argument("--layers", nargs="+", type=core.integer(1, 64), default=[4], help="layers")
+parser.add_argument(
+    "--dim", nargs="+", type=core.layer_width, default=[22], help="width d of a node, even"
+)
+parser.add_argument(
+    "--pair-dim", nargs="+", type=core.layer_width, default=[32], help="features e of a pair"
+)
+parser.add_argument(
+    "--lr", nargs="+", type=core.positive_float, default=[1e-3], help="Adam's first learning rate"
+)
+parser.add_argument(
+    "--steps", nargs="+", type=core.integer(1, 100_000), default=[1500], help="training steps"
+)
+parser.add_argument(
+    "--largest-base",
+    nargs="+",
+    type=core.integer(3, 20),
+    default=[6],
+    help="train on the pyramids with 3 to this many rows; the next has one more",
+)
 
-FLAGS = [
-    Flag("receptive-field", at_least(0), (4, 2, 3, 6, 9), "r: a pair's vector is (P^0 .. P^r)[i, j], P = D^-1 A"),
-    Flag("norm", one_of("none", "input", "batch"), ("none", "input", "batch"), "batch norm of the vectors, or before each ReLU"),
-    Flag("logarithm", one_of("off", "on"), ("off",), "vectors as logarithms"),
-    Flag("depth", at_least(1), (1, 3), "hidden layers"),
-    Flag("width", at_least(1), (64,), "hidden width"),
-    Flag("lr", at_least(0.0, float, above=True), (1e-2,), "Adam's learning rate"),
-    Flag("decay", one_of("off", "on"), ("off",), "the learning rate falls linearly to 0"),
-    Flag("steps", at_least(1), (2000,), "steps, each on all training pairs"),
-    Flag("train-up-to", at_least(3), (6,), "train on the pyramids of base 3 to this; the test is on this + 1, and + 4"),
+HEADS = 2  # "edge bias: e->2"
+SIMPLE = {"model": "simple", "feedforwards": "own", "lr": 3e-3}
+ALONE = {"model": "feed-forward", "feedforwards": "own", "lr": 3e-3}
+
+ARMS = {  # the baseline first; all with about as many parameters
+    "edge bias": {},
+    "simple": SIMPLE,
+    "bias alone": {"model": "bias-only", "dim": 24},
+    "content alone": {"model": "content", "dim": 26},
+    "feed-forwards alone": ALONE,
+}
+ABLATIONS = {  # what else the claims and the figures read
+    "edge bias, lr 3e-3": {"lr": 3e-3},
+    "simple, lr 1e-3": SIMPLE | {"lr": 1e-3},
+    "edge bias, own feed-forwards": {"feedforwards": "own"},
+    "edge bias, own feed-forwards, e 16": {"feedforwards": "own", "pair_dim": 16},
+    "simple, shared feed-forward": SIMPLE | {"feedforwards": "shared"},
+    "edge bias, 1 layer": {"layers": 1},
+    "simple, 1 layer": SIMPLE | {"layers": 1},
+    "edge bias, 8 layers": {"layers": 8},
+    "edge bias, up to 8 rows": {"largest_base": 8},
+    "simple, up to 8 rows": SIMPLE | {"largest_base": 8},
+    "feed-forwards alone, powers to 4": ALONE | {"receptive_field": 4},
+    "feed-forwards alone, raw powers to 4": ALONE | {"receptive_field": 4, "powers": "raw"},
+}
+COLUMNS = ["score, next", "score, trained", "parameters", "million MACs", "log spread per layer"]
+ROWS = [
+    *ARMS,
+    "edge bias, own feed-forwards",
+    "simple, shared feed-forward",
+    "feed-forwards alone, powers to 4",
+    "feed-forwards alone, raw powers to 4",
 ]
+TINY = {"layers": 2, "dim": 4, "pair_dim": 4, "steps": 3, "largest_base": 3}
 
 
-class Pairs:
-    """All ordered pairs i != j of some pyramids: vector [V, r + 1]; same [V]: are they of one colour; code [V]: equal exactly where
-    vectors are; hop [V]: their distance, r + 1 if out of reach."""
-
-    def __init__(self, bases: range, r: int, logarithm: str = "off"):
-        columns = []
-        for p in map(core.pyramid, bases):
-            adjacency = torch.zeros(1, n := len(p.row), n, dtype=torch.float64)
-            adjacency[0, *p.edges.T] = adjacency[0, *p.edges.T[::-1]] = 1
-            powers = core.transition_powers(adjacency, torch.ones(1, n, dtype=torch.bool), range(r + 1))[0].permute(1, 2, 0)
-            code, same = core.pair_codes(n, p.edges, r, 2**57 - 13, 0x9E3779B97F4A7C15), np.equal.outer(p.colour, p.colour)
-            columns.append([values[~np.eye(n, dtype=bool)] for values in (powers.numpy(), same, code)])
-        powers, self.same, self.code = map(np.concatenate, zip(*columns, strict=True))
-        self.hop = (powers.cumsum(1) == 0).sum(1)
-        self.vector = torch.from_numpy(np.log(powers + 12.0**-r) if logarithm == "on" else powers).float().to(core.Runtime.device)
-
-
-def best_rule(group: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """The function of the group [V] with the best balanced accuracy: all groups; those where it says "same"; its score."""
-    groups, index = np.unique(group, return_inverse=True)
-    share = [np.bincount(index[same == kind], minlength=len(groups)) / np.sum(same == kind) for kind in (False, True)]
-    return groups, groups[share[1] > share[0]], np.max(share, 0).sum() / 2
-
-
-def balanced(right: np.ndarray, same: np.ndarray) -> float:
-    """Mean over the classes that occur of the share of right answers; NaN without pairs."""
-    return np.mean([right[same == kind].mean() for kind in np.unique(same)] or np.nan)
-
-
-def build(config: dict, seed: int) -> nn.Sequential:
-    """Vectors [V, r + 1] -> logits of "same" [V, 1]."""
-    size, width, norm = config["receptive_field"] + 1, config["width"], config["norm"]
+def trial(config, seed, job):
+    """Train on the small pyramids, score on the next one; measure how alike nodes or pairs get."""
+    bases = range(3, config.largest_base + 1)
+    trained = PyramidPairs(bases, config.receptive_field, job.device)
+    following = PyramidPairs([config.largest_base + 1], config.receptive_field, job.device)
     with core.initialised_from(seed):
-        parts = [core.make_norm("batch" if norm == "input" else "none", size)]
-        for before in [size] + [width] * (config["depth"] - 1):
-            parts += [core.Linear(before, width), core.make_norm("batch" if norm == "batch" else "none", width), nn.ReLU()]
-        return nn.Sequential(*parts, core.Linear(width, 1)).to(core.Runtime.device)
+        model = make_model(config, Powers(trained, config.powers == "normalised")).to(job.device)
+    spread_at_start = spread_by_layer(model, following)
+    kept_at_start = distance_kept_by_layer(model, following)
+    train_on_pairs(model, trained, following, config.lr, config.steps)
+
+    spread = spread_by_layer(model, following)
+    kept = distance_kept_by_layer(model, following)
+    score_next = score(model, following, following.label)
+    ceiling = best_score(config.largest_base + 1, config.receptive_field)
+    return {
+        "score, next": score_next,
+        "score, trained": score(model, trained, trained.label),
+        "ceiling, next": ceiling,
+        "score less ceiling, next": score_next - ceiling,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights over formula": weights_over_formula(config, model),
+        "million MACs": count_macs(model, following) / 1e6,
+        "log spread per layer": slope(np.log(spread)),
+        "log spread per layer, start": slope(np.log(spread_at_start)),
+        "distance kept": kept.max(),
+        "distance kept, start": kept_at_start.max(),
+        "distance kept, trained less start": kept.mean() - kept_at_start.mean(),
+        "spread by layer": spread,
+        "spread by layer, start": spread_at_start,
+        "distance kept by layer": kept,
+        "distance kept by layer, start": kept_at_start,
+    }
+
+
+def make_model(config, powers):
+    """The network that the arm names."""
+    if config.model in ("simple", "feed-forward"):
+        return PairTransformer(config, powers)
+    return NodeTransformer(config, powers)
+
+
+def mean_distance(x):
+    """Mean distance between two different rows of x [V, D]."""
+    return torch.pdist(x).mean().item()
 
 
 @torch.no_grad()
-def answers(model: nn.Module, pairs: Pairs, known: Tensor | None = None) -> np.ndarray:
-    """1 for a right answer, 0 for a wrong one, NaN for none: [V]. Batch norms take their statistics from the vectors `known`, if
-    given: running averages are of earlier weights, and raw vectors vary so little that such an error decides the answer."""
-    if known is not None:
-        model = copy.deepcopy(model).train().apply(lambda part: setattr(part, "momentum", 1.0))
-        model(known)
-    logit = model.eval()(pairs.vector)[:, 0].cpu().numpy()
-    return np.where(np.isfinite(logit), (logit > 0) == pairs.same, np.nan)
+def spread_by_layer(model, pairs):
+    """Mean distance over mean norm, before the first layer and after each: [L + 1]."""
+    states = model.run_layers(pairs)
+    return np.array([mean_distance(x) / x.norm(dim=1).mean().item() for x in states])
 
 
-def trial(config: dict, seed: int) -> dict:
-    r, top, model, losses, curve = config["receptive_field"], config["train_up_to"], build(config, seed), [], []
-    train, test, far = (Pairs(range(*s), r, config["logarithm"]) for s in ((3, top + 1), (top + 1, top + 2), (top + 4, top + 5)))
-    target = torch.from_numpy(train.same).float().to(core.Runtime.device)
-    weight = target / target.sum() / 2 + (1 - target) / (1 - target).sum() / 2  # both classes count equally
-    optimizer = torch.optim.Adam(model.parameters(), lr=config["lr"], fused=True)
-    for percent in range(101):
-        for _ in range(percent * config["steps"] // 100 - len(losses)):
-            optimizer.param_groups[0]["lr"] = config["lr"] * (1 - (config["decay"] == "on") * len(losses) / config["steps"])
-            optimizer.zero_grad(set_to_none=True)
-            loss = nn.functional.binary_cross_entropy_with_logits(model(train.vector)[:, 0], target, weight, reduction="sum")
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        curve.append(balanced(answers(model, test, train.vector), test.same))
-    loss, (table, table_same, _) = torch.stack(losses).cpu().numpy(), best_rule(train.code, train.same)
-    result = {"loss": loss, "curve": np.array(curve), "diverged": core.diverged_at(loss)}
-    for name, pairs in (("train", train), ("test", test), ("far", far)):
-        same, right, new = pairs.same, answers(model, pairs, train.vector), ~np.isin(pairs.code, table)
-        found = {f"{key}score": balanced(right[on], same[on]) for key, on in (("", ...), ("new_", new), ("near_", pairs.hop < 3))}
-        found |= {"ceiling": best_rule(pairs.code, same)[2], "distance_ceiling": best_rule(pairs.hop, same)[2], "new": new.mean()}
-        found["look_up"] = balanced(np.isin(pairs.code, table_same) == same, same)  # what is new: different, the larger class
-        found |= {f"over_{rule}": found["score"] - found[rule] for rule in ("look_up", "ceiling", "distance_ceiling")}
-        result |= {f"{name}_{key}": value for key, value in found.items()}
-    return result | {"running_drop": result["train_score"] - balanced(answers(model, train), train.same)}
+@torch.no_grad()
+def distance_kept_by_layer(model, pairs):
+    """Distance between nodes after a layer's averaging over that before: [L]; NaN on pairs."""
+    if isinstance(model, PairTransformer):
+        return np.full(len(model.layers), np.nan)
+    kept = []
+    states = model.run_layers(pairs)[:-1]
+    for layer, x, pair_state in zip(model.layers, states, model.pair_states(pairs), strict=True):
+        x = layer.norm1(x)
+        averaged = layer.mixing.weights(x, pair_state) @ x  # [H, N, D]
+        distances = [mean_distance(head) for head in averaged]
+        kept.append(np.mean(distances) / mean_distance(x))
+    return np.array(kept)
 
 
-INPUT, BATCH, DEEP, NEAR, WIDE = {"norm": "input"}, {"norm": "batch"}, {"depth": 3}, {"receptive_field": 2}, {"receptive_field": 9}
-BEST, FALLING, LOGARITHMS, MORE, WITHIN = INPUT | DEEP, {"decay": "on"}, {"logarithm": "on"}, (0.0, ANY_ABOVE), (-0.05, 0.05)
-LARGE = WIDE | DEEP | BATCH | FALLING | {"train_up_to": 9, "width": 256, "steps": 4000, "lr": 3e-3}
+def slope(values):
+    """Slope per index of the straight line through values [L]."""
+    return np.polyfit(np.arange(len(values)), values, 1)[0]
+
+
+def weights_over_formula(config, model):
+    """Entries of the layers' matrices over 8e^2 l + 12d^2 L; NaN but for the edge bias."""
+    if config.model != "edge-bias":
+        return np.nan
+    parameters = [*model.layers.parameters(), *model.feedforwards.parameters()]
+    counted = sum(p.numel() for p in parameters if p.dim() == 2)
+    of_pairs = 8 * config.pair_dim**2 * len(model.feedforwards)
+    return counted / (of_pairs + 12 * config.dim**2 * config.layers)
+
+
+@torch.no_grad()
+def count_macs(model, pairs):
+    """Multiplications in the matrix products of one forward pass."""
+    with FlopCounterMode(display=False) as counter:
+        model(pairs)
+    return counter.get_total_flops() / 2
+
+
+def best_score(base, receptive_field):
+    """Best balanced accuracy, over the pairs of a pyramid, of any function of a pair's powers."""
+    pyramid = core.pyramid(base)
+    n = len(pyramid.row)
+    codes = core.pair_codes(n, pyramid.edges, receptive_field, 2**57 - 13, 0x9E3779B97F4A7C15)
+    different_nodes = ~np.eye(n, dtype=bool)
+    same = (pyramid.colour[:, None] == pyramid.colour)[different_nodes]
+    group = np.unique(codes[different_nodes], return_inverse=True)[1]
+    share_same = np.bincount(group, same) / same.sum()
+    share_different = np.bincount(group, ~same) / (~same).sum()
+    return np.maximum(share_same, share_different).sum() / 2
+
+
+class Powers(nn.Module):
+    """The input of pairs, normalised as the training pairs are: PyramidPairs -> [V, r + 1].
+
+    Since a step takes all training pairs, it is a batch norm without scale and shift.
+    """
+
+    def __init__(self, trained, normalised):
+        super().__init__()
+        mean = trained.powers.mean(0)
+        std = trained.powers.std(0)
+        if not normalised:
+            mean = torch.zeros_like(mean)
+            std = torch.ones_like(std)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pairs):
+        return (pairs.powers - self.mean) / self.std
+
+
+class PairTransformer(nn.Module):
+    """The simple transformer, or its feed-forwards alone: PyramidPairs -> logits [V, 2].
+
+    Source: graph notebook, 13/4, "simple og transformer".
+    """
+
+    def __init__(self, config, powers):
+        super().__init__()
+        self.powers = powers
+        self.embed = nn.Linear(config.receptive_field + 1, config.pair_dim)
+        self.layers = nn.ModuleList()
+        feedforward = core.FeedForward(config.pair_dim, 4 * config.pair_dim)
+        for number in range(config.layers):
+            if number > 0 and config.feedforwards == "own":
+                feedforward = core.FeedForward(config.pair_dim, 4 * config.pair_dim)
+            attention = None
+            if config.model == "simple":
+                attention = PairAttention(config.pair_dim, "path", 2, "normalised")
+            self.layers.append(PairLayer(feedforward, attention))
+        self.readout = nn.Linear(config.pair_dim, 2)
+
+    def forward(self, pairs):
+        return self.readout(self.run_layers(pairs)[-1])
+
+    def run_layers(self, pairs):
+        """The pairs before the first layer and after each: L + 1 tensors [V, E]."""
+        states = [self.embed(self.powers(pairs))]
+        for layer in self.layers:
+            states.append(layer(states[-1], pairs))
+        return states
+
+
+class EdgeBiasAttention(nn.Module):
+    """Attention over the nodes of pyramids, biased by pair features: [N, D] -> [N, D].
+
+    The logit of a pair is q k^T / sqrt(D/H), if `content`, plus, if `biased`, Linear(E -> H) of
+    its features. Source: graph notebook, 13/4. Raises UsageError for an odd width.
+    """
+
+    def __init__(self, dim, pair_dim, content, biased):
+        super().__init__()
+        if dim % HEADS:
+            raise core.UsageError(f"--dim {dim}: {HEADS} heads do not divide it; give an even one")
+        self.query = nn.Linear(dim, dim) if content else None
+        self.key = nn.Linear(dim, dim) if content else None
+        self.bias = nn.Linear(pair_dim, HEADS) if biased else None
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x, state):
+        mixed = self.weights(x, state) @ split_heads(self.value(x))
+        return self.out(mixed.transpose(0, 1).flatten(1))
+
+    def weights(self, x, state):
+        """[H, N, N]: with which weight a node (second axis) takes in another of its pyramid."""
+        pairs, features = state
+        logits = torch.zeros(HEADS, pairs.total, pairs.total, device=x.device)
+        if self.query is not None:
+            query = split_heads(self.query(x))
+            key = split_heads(self.key(x))
+            logits = query @ key.transpose(1, 2) / math.sqrt(query.shape[2])
+        if self.bias is not None:
+            bias = self.bias(features)
+            logits = logits + torch.stack([pairs.matrix(bias[:, h]) for h in range(HEADS)])
+        return core.masked_softmax(logits, pairs.keep)
+
+
+def split_heads(x):
+    """[N, D] -> [H, N, D/H]."""
+    return x.unflatten(1, (HEADS, -1)).transpose(0, 1)
+
+
+class NodeTransformer(nn.Module):
+    """A transformer on nodes, read out at pairs: PyramidPairs -> logits [V, 2].
+
+    Two nodes are of one colour if the product of their projections exceeds a threshold.
+    Source: graph notebook, 13/4, "Edge bias transformer".
+    """
+
+    def __init__(self, config, powers):
+        super().__init__()
+        self.powers = powers
+        size = config.receptive_field + 1
+        biased = config.model != "content"
+        content = config.model != "bias-only"
+        self.embed = nn.Linear(3 + size, config.dim)
+        self.layers = nn.ModuleList()
+        self.feedforwards = nn.ModuleList()
+        self.embed_pair = nn.Linear(size, config.pair_dim) if biased else None
+        for number in range(config.layers):
+            mixing = EdgeBiasAttention(config.dim, config.pair_dim, content, biased)
+            feedforward = core.FeedForward(config.dim, 4 * config.dim)
+            self.layers.append(core.TransformerLayer(mixing, feedforward, config.dim))
+            if biased and (number == 0 or config.feedforwards == "own"):
+                self.feedforwards.append(core.FeedForward(config.pair_dim, 4 * config.pair_dim))
+        self.norm = nn.LayerNorm(config.dim)
+        self.compare = nn.Linear(config.dim, config.dim)
+        self.threshold = nn.Parameter(torch.zeros(()))
+
+    def forward(self, pairs):
+        x = self.norm(self.run_layers(pairs)[-1])
+        colour = self.compare(x)
+        product = colour @ colour.T / math.sqrt(colour.shape[1])
+        same = pairs.pack(product - self.threshold)
+        return torch.stack([-same, same], dim=1)
+
+    def run_layers(self, pairs):
+        """The nodes before the first layer and after each: L + 1 tensors [N, D]."""
+        powers = self.powers(pairs)
+        returning = powers[pairs.label == core.IGNORED]
+        states = [self.embed(torch.cat([pairs.corner, returning], dim=1))]
+        for layer, pair_state in zip(self.layers, self.pair_states(pairs), strict=True):
+            states.append(layer(states[-1], pair_state))
+        return states
+
+    def pair_states(self, pairs):
+        """What each layer's attention is biased by: L tuples (PyramidPairs, features [V, E])."""
+        if self.embed_pair is None:
+            return [(pairs, None)] * len(self.layers)
+        features = self.embed_pair(self.powers(pairs))
+        found = []
+        for number in range(len(self.layers)):
+            if number < len(self.feedforwards):
+                features = features + self.feedforwards[number](features)
+            found.append((pairs, features))
+        return found
+
+
 CLAIMS = [
-    Claim(f"batch norm of the powers helps, hidden layers: {arm.get('depth', 1)}", "24.3",
-          [Check(f"{part}_score", MORE, INPUT | arm, arm) for part in ("train", "test")]) for arm in ({}, DEEP)
-] + [Claim(f"{text} (our question)", "13/4, 24.3", checks) for text, checks in [
-    ("raw powers do not fit: 0.05 below ceiling", [Check("train_over_ceiling", (ANY_BELOW, -0.05), arm) for arm in ({}, DEEP)]),
-    ("with norm, three layers fit within 0.05", [Check("train_over_ceiling", WITHIN, BEST | arm) for arm in ({}, WIDE)]),
-    ("the next pyramid is within 0.05 of its ceiling", [Check("test_over_ceiling", WITHIN, BEST)]),
-    ("and there it beats the look-up table", [Check("test_over_look_up", MORE, BEST | arm) for arm in ({}, WIDE)]),
-    ("above chance on new vectors", [Check("test_new_score", (0.5, ANY_ABOVE), BEST | arm) for arm in ({}, WIDE)]),
-    ("more powers help: 4 over 2", [Check("test_score", MORE, BEST, BEST | NEAR)]),
-    ("more powers help: 9 over 4", [Check("test_score", MORE, BEST | WIDE, BEST)]),
-    ("9 powers are worse than 4 on near pairs", [Check("test_near_score", (ANY_BELOW, 0.0), BEST | WIDE, BEST)]),
-    ("three layers help", [Check(f"{part}_score", MORE, BEST, INPUT) for part in ("train", "test")]),
-    ("with a falling rate it comes nearer to that ceiling", [Check("test_over_ceiling", MORE, BEST | FALLING, BEST)]),
-    ("so it does on bases up to 9", [Check("test_over_ceiling", MORE, BEST | FALLING | {"train_up_to": 9}, BEST | FALLING)]),
-    ("and is within 0.05", [Check("test_over_ceiling", WITHIN, BEST | FALLING | {"train_up_to": 9} | a) for a in ({}, WIDE)]),
-    ("256 wide, normed in all layers, it comes nearer than 64 wide, and than with normed input",
-     [Check("test_over_ceiling", MORE, LARGE, LARGE | arm) for arm in ({"width": 64}, INPUT)]),
-    ("logarithms help", [Check("test_score", MORE, LARGE | LOGARITHMS | arm, LARGE | arm) for arm in ({}, INPUT)]),
-    ("batch norms with running averages lose 0.05", [Check("running_drop", (0.05, ANY_ABOVE), BATCH | arm) for arm in ({}, DEEP)]),
-]]  # fmt: skip
+    Claim(
+        "In the transformer with an edge bias nodes come closer together at every averaging",
+        "13/4",
+        Check("distance kept", below=1, any_arm=("edge bias", "bias alone")),
+    ),
+    Claim(
+        "The transformer with an edge bias collapses: from layer to layer its nodes get more alike",
+        "13/4",
+        Check("log spread per layer", below=0, any_arm=("edge bias", "bias alone")),
+    ),
+    Claim(
+        "The simple transformer does not collapse as the one with an edge bias does: the spread of "
+        "its pairs falls less per layer",
+        "13/4",
+        Check("log spread per layer", below=0, any_arm=("edge bias", "bias alone"), minus="simple"),
+    ),
+    Claim(
+        "The simple transformer learns with a deep network: four layers score higher on the next "
+        "pyramid than one",
+        "13/4",
+        Check("score, next", above=0, arm="simple", minus="simple, 1 layer"),
+    ),
+    Claim(
+        "The layers of the transformer with an edge bias have 8e^2 l + L(4d^2 + 8d^2) weights, "
+        "l = 1 or L",
+        "13/4",
+        Check("weights over formula", between=(0.99, 1.01), arm="edge bias"),
+        Check("weights over formula", between=(0.99, 1.01), arm="edge bias, own feed-forwards"),
+    ),
+    Claim(
+        "A batch norm of the adjacency powers helps, on trained pyramids and on the next one",
+        "24.3",
+        Check(
+            "score, trained",
+            above=0,
+            arm="feed-forwards alone, powers to 4",
+            minus="feed-forwards alone, raw powers to 4",
+        ),
+        Check(
+            "score, next",
+            above=0,
+            arm="feed-forwards alone, powers to 4",
+            minus="feed-forwards alone, raw powers to 4",
+        ),
+    ),
+    Claim(
+        "With as many parameters the simple transformer colours the next pyramid better than the "
+        "one with an edge bias, trained on up to 6 rows or up to 8",
+        OURS,
+        Check("score, next", above=0, arm="simple", minus="edge bias"),
+        Check("score, next", above=0, arm="simple", minus="edge bias, lr 3e-3"),
+        Check("score, next", above=0, arm="simple, lr 1e-3", minus="edge bias"),
+        Check("score, next", above=0, arm="simple, up to 8 rows", minus="edge bias, up to 8 rows"),
+    ),
+    Claim(
+        "On the next pyramid the simple transformer passes the best function of a pair's own "
+        "powers",
+        OURS,
+        Check("score less ceiling, next", above=0, arm="simple"),
+    ),
+    Claim(
+        "Before training every averaging of the edge bias takes more than half of the distances "
+        "between nodes; training undoes this",
+        OURS,
+        Check("distance kept, start", below=0.5, arm="edge bias"),
+        Check("distance kept, trained less start", above=0, arm="edge bias"),
+    ),
+    Claim(
+        "In the simple transformer one feed-forward shared by all layers, a quarter of the "
+        "weights, is as good as one in each",
+        OURS,
+        Check("score, next", above=-0.05, arm="simple, shared feed-forward", minus="simple"),
+    ),
+]
 
 
-def headline(run: core.Run) -> str:
-    return f"score on the next pyramid: {core.extremes(run, 'test_score')}"
+def plot(run):
+    """{name of the file: figure}."""
+    return {
+        "score": core.draw_points(
+            run,
+            "score, next",
+            "Score on the next pyramid by arm: transformers on pairs and on nodes",
+            "Score on the next pyramid by arm",
+            "balanced accuracy on the pairs of the next pyramid",
+            levels={
+                "chance": 0.5,
+                "best function of a pair's powers (r = 2, 7 rows)": best_score(7, 2),
+            },
+        ),
+        "collapse": draw_collapse(run),
+    }
 
 
-def figures(run: core.Run) -> list[core.Figure]:
-    deep = core.only(run, [i for i, cell in enumerate(run.cells) if cell["depth"] == max(cell["depth"] for cell in run.cells)])
-    finding, lines = f"Deepest networks, {headline(deep)}", lambda cell, result: {f"norm {cell['norm']}": result["curve"]}
-    key = next((key for key in core.varying(deep.cells) if key in ("receptive_field", "width", "train_up_to")), None)
-    fields, others = ([k for k in core.varying(deep.cells) if k != other] for other in ("norm", key))
-    score = (core.sweep_figure(deep, "score", finding, key, METRICS[:4], "balanced accuracy", others) if key
-             else core.dots_figure(core.by_arm(deep, METRICS[:4]), "score", finding, "balanced accuracy"))  # fmt: skip
-    return [score, core.curves_figure(deep, "curves", f"{finding}, by step", lines, fields, "steps done, %", "balanced accuracy")]
+def draw_collapse(run):
+    """Spread, and distance kept by averaging, by layer; before training dashed, after it solid."""
+    arms = [arm for arm in ("edge bias", "bias alone", "simple") if run.shows(arm)]
+    if not arms:
+        return None
+    figure, axes = core.new_figure(
+        run,
+        "Spread of nodes or pairs by layer, before training and after it",
+        "Spread of nodes or pairs, and distance that averaging keeps, by layer",
+        columns=2,
+        width=9.0,
+        height=4.2,
+    )
+    metrics = ["spread by layer", "distance kept by layer"]
+    for axis, metric, first in zip(axes[0], metrics, (0, 1), strict=True):
+        for arm in arms:
+            colour = core.arm_colour(run, arm)
+            for suffix, style in ((", start", "--"), ("", "-")):
+                values = run.values(arm, metric + suffix)
+                if np.isnan(values).any():
+                    continue
+                layers = np.arange(first, first + values.shape[1])
+                axis.plot(layers, values.T, style, color=colour, linewidth=0.7, alpha=0.4)
+                axis.plot(layers, values.mean(0), style, color=colour, linewidth=2)
+        axis.set(yscale="log", xlabel="layer", xticks=layers)
+    for arm in arms:
+        axes[0, 0].plot([], [], color=core.arm_colour(run, arm), linewidth=2, label=arm)
+    axes[0, 0].plot([], [], "k--", linewidth=2, label="before training")
+    axes[0, 0].set_ylabel("mean distance / mean norm")
+    axes[0, 1].set_ylabel("distance after averaging / before")
+    axes[0, 1].axhline(1, color="black", linestyle=":", linewidth=1)
+    figure.legend(loc="outside lower center", ncols=len(arms) + 1, fontsize=9)
+    return figure
 
-
-SMOKE = {"receptive_field": (2,), "norm": ("none",), "depth": (1,), "width": (4,), "steps": (3,), "train_up_to": (3,)}
-METRICS = ["test_score", "test_ceiling", "test_look_up", "test_distance_ceiling", "test_new", "test_new_score", "train_score"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE)
 
 if __name__ == "__main__":
-    raise SystemExit(core.main(EXPERIMENT))
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY, rows=ROWS)

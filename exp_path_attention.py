@@ -1,137 +1,389 @@
-"""What does path attention on pairs need to learn a 3-colouring: two weights, and which activation in hidden layers?
+"""What do path and cluster attention need to learn a 3-colouring: two weights, which activation?
 
-Entry       graph notebook, 13/4 ("simple og transformer")
-Hypothesis  The notebook: "need 2 weights to break transetivity", so one for both heads is not enough; which activation is open
-            ("not sure if I want softmax here in hidden layers.. other options are relu and gaussian"). Ours: told of neighbours, a
-            pair of nodes further apart is only known through path attention. Softmax is worst, since a row of its scores adds up to
-            one, whatever the paths; scores of mean 0 and variance 1 are best.
-Rule        5 paired seeds. A pair's features are (P^0, P^1)[i, j], P = D^-1 A, normed: neighbours and nothing beyond. Three layers
-            of feed-forward and path attention, trained on the pyramids with 3 to 6 rows; score: mean of both recalls (same colour,
-            another) over pairs i != j of the next pyramid (test) and of the trained ones; beyond: of the next, further apart than
-            neighbours. A claim stands if the 95% interval of every check lies in its range, and falls if one lies outside.
-Cost        about 6 min on 2 cores
-Quick       `--activation none softmax off --steps 150 --seeds 3`
+Notebook    graph notebook: 13/4 ("simple og transformer", path attention, cluster attention)
+Setup       The question for an ordered pair of nodes of a pyramid: have they the same colour? Its
+            3-colouring is (row + column) mod 3. A pair's input is (P^0, P^1)[i, j], P = D^-1 A,
+            normalised over the training pairs: whether the two are one node or neighbours. Three
+            layers on features E of pairs, 16 channels: a feed-forward, then path attention
+            (E w1)(E w2) or cluster attention (E w1)(E w2)^T, matrix products over the nodes; an
+            activation; the result is added to every channel. The notebook writes two weights for
+            the layer of its simple transformer and one (w1 = w2) for path and cluster attention.
+            Activations: none (the product over the number of nodes), ReLU (likewise), softmax over
+            a row, normalised (mean 0 and variance 1 over the pyramid; the notebook's Gaussian
+            normalisation). Training on the pyramids with 3 to 6 rows: all pairs in every step,
+            1500 steps of Adam, rate falling from 3e-3 to 0. Ours: layers, channels, residual sums,
+            input and training; the notebook trains nothing.
+Hypothesis  Two weights are needed, since one makes the relation transitive; which activation suits
+            hidden layers is open. Ours: without attention all pairs beyond neighbours look alike.
+            Normalised scores are best; a softmax is worse, since each of its rows adds up to one
+            whatever the paths. Path and cluster attention differ little, for a pair's input is
+            almost symmetric. The target, one colour, is itself transitive, so that one weight can
+            do.
+Rule        12 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if
+            it lies outside; one failed check refutes a claim.
+            Score, next: balanced accuracy (mean of the two recalls) over the pairs i != j of the
+            pyramid with 7 rows. Score, trained: the same over the trained pyramids. Score, beyond:
+            over the pairs of the next pyramid that are no neighbours. Two weights are needed if
+            one scores less on the next pyramid, in the mean over the four activations, which the
+            notebook leaves open. Can learn the trained pyramids: above 0.95. Can answer beyond
+            neighbours: above 0.6. Differ little: by less than 0.05, in the mean over activations
+            and weights.
+Cost        12 min on 2 cores; `--activation softmax --seeds 3` 1 min
 """
 
+import core
+from core import OURS, Check, Claim
+
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import core_old as core
-from core_old import ANY_ABOVE, ANY_BELOW, Check, Claim, Flag, at_least, one_of
+parser = core.make_parser(__doc__, seeds=12)
+parser.add_argument(
+    "--attention",
+    nargs="+",
+    choices=["path", "cluster", "none"],
+    default=["path"],
+    help="(E w1)(E w2), (E w1)(E w2)^T, or feed-forwards alone",
+)
+parser.add_argument(
+    "--weights", nargs="+", type=int, choices=[1, 2], default=[2], help="1: w1 and w2 are one"
+)
+parser.add_argument(
+    "--activation",
+    nargs="+",
+    choices=["none", "relu", "softmax", "normalised"],
+    default=["normalised"],
+    help="of the product, in each layer",
+)
+parser.add_argument(
+    "--receptive-field",
+    nargs="+",
+    type=core.integer(0, 100),
+    default=[1],
+    help="largest power in a pair's input",
+)
+parser.add_argument("--layers", nargs="+", type=core.integer(1, 64), default=[3], help="layers")
+parser.add_argument("--dim", nargs="+", type=core.layer_width, default=[16], help="channels")
+parser.add_argument(
+    "--lr", nargs="+", type=core.positive_float, default=[3e-3], help="Adam's first learning rate"
+)
+parser.add_argument(
+    "--steps", nargs="+", type=core.integer(1, 100_000), default=[1500], help="training steps"
+)
+parser.add_argument(
+    "--largest-base",
+    nargs="+",
+    type=core.integer(3, 20),
+    default=[6],
+    help="train on the pyramids with 3 to this many rows; the next has one more",
+)
 
-ACTIVATIONS = (*core.EDGE_ACTIVATIONS, "off")
-FLAGS = [
-    Flag("activation", one_of(*ACTIVATIONS), ACTIVATIONS, "of path attention's scores; off: no path attention"),
-    Flag("weights", one_of("two", "one"), ("two", "one"), "weights of a pair's features for the two heads, or one for both"),
-    Flag("receptive-field", at_least(1), (1,), "r: a pair's features are (P^0 .. P^r)[i, j], P = D^-1 A"),
-    Flag("depth", at_least(1), (3,), "layers"),
-    Flag("dim", at_least(1), (16,), "channels of a pair"),
-    Flag("lr", at_least(0.0, float, above=True), (3e-3,), "Adam's learning rate; falls linearly to 0"),
-    Flag("steps", at_least(1), (1500,), "steps, each on all pairs of all trained pyramids"),
-    Flag("train-up-to", at_least(3), (6,), "train on the pyramids with 3 rows to this many; the test has one more"),
+ACTIVATIONS = {"normalised": "normalised", "none": "plain", "relu": "ReLU", "softmax": "softmax"}
+
+
+def name_arm(attention, weights, activation):
+    """The arm's name in tables and claims."""
+    count = "one weight" if weights == 1 else "two weights"
+    return f"{attention}, {count}, {ACTIVATIONS[activation]}"
+
+
+def list_arms(activations):
+    """{name: settings}: path and cluster attention with two weights and with one."""
+    table = {}
+    for activation in activations:
+        for attention in ("path", "cluster"):
+            for weights in (2, 1):
+                row = {"attention": attention, "weights": weights, "activation": activation}
+                table[name_arm(**row)] = row
+    return table
+
+
+ARMS = list_arms(["normalised"]) | {"no attention": {"attention": "none"}}
+ABLATIONS = list_arms(["none", "relu", "softmax"])
+COLUMNS = ["score, next", "score, beyond", "score, trained"]
+ROWS = [
+    *ARMS,
+    "path, two weights, plain",
+    "path, one weight, plain",
+    "path, two weights, ReLU",
+    "path, two weights, softmax",
 ]
+TINY = {"layers": 2, "dim": 4, "steps": 4, "largest_base": 3}
 
 
-def cell(config: dict) -> dict:
-    return {key: value for key, value in config.items() if key != "weights" or config["activation"] != "off"}
+class PyramidPairs:
+    """All ordered pairs of nodes of some pyramids, packed: V pairs, N nodes in all.
 
+    powers  [V, r + 1] float: (P^0 .. P^r)[i, j] with P = D^-1 A
+    label   [V]: 1 for one colour, 0 for two, IGNORED for a node with itself
+    beyond  [V] bool: neither one node nor neighbours
+    slot    [V]: place of the pair in the flat [N * N]
+    nodes   [V] float: nodes of its pyramid
+    number  [V]: which pyramid it belongs to
+    keep    [N, N] bool: both nodes are of one pyramid
+    corner  [N, 3] float: one-hot colour of the top triangle's nodes, zero elsewhere
+    """
 
-class Pairs:
-    """All ordered pairs of a pyramid: edge [N, N, r + 1], the powers; label [N * N]: 1 for one colour, 0 for another, IGNORED for a
-    node with itself; beyond [N * N] bool: not neighbours."""
-
-    def __init__(self, rows: int, receptive_field: int):
-        pyramid = core.pyramid(rows)
-        n = len(pyramid.row)
-        adjacency = torch.zeros(1, n, n)
-        adjacency[0, *pyramid.edges.T] = adjacency[0, *pyramid.edges.T[::-1]] = 1
-        powers = core.transition_powers(adjacency, torch.ones(1, n, dtype=torch.bool), range(receptive_field + 1))
-        colour, own = torch.from_numpy(pyramid.colour), torch.eye(n, dtype=torch.bool)
+    def __init__(self, bases, receptive_field, device="cpu"):
+        pyramids = [core.pyramid(base) for base in bases]
+        sizes = [len(pyramid.row) for pyramid in pyramids]
+        total = sum(sizes)
+        adjacency = torch.zeros(total, total)
+        first = 0
+        for pyramid in pyramids:
+            start, end = torch.from_numpy(pyramid.edges + first).T
+            adjacency[start, end] = 1.0
+            adjacency[end, start] = 1.0
+            first += len(pyramid.row)
+        row = torch.from_numpy(np.concatenate([pyramid.row for pyramid in pyramids]))
+        colour = torch.from_numpy(np.concatenate([pyramid.colour for pyramid in pyramids]))
+        own = torch.eye(total, dtype=torch.bool)
+        size = torch.tensor(sizes)
+        number = torch.arange(len(sizes)).repeat_interleave(size)
+        keep = number[:, None] == number
         label = (colour[:, None] == colour).long().masked_fill(own, core.IGNORED)
-        parts = powers[0].permute(1, 2, 0), label.flatten(), (adjacency[0] == 0).flatten()
-        self.edge, self.label, self.beyond = (part.to(core.Runtime.device) for part in parts)
+        real = torch.ones(1, total, dtype=torch.bool)
+        powers = core.transition_powers(adjacency[None], real, range(receptive_field + 1))[0]
+        corner = torch.eye(3)[colour] * (row < 2)[:, None]
+
+        self.total = total
+        self.slot = keep.flatten().nonzero().squeeze(1).to(device)
+        self.powers = powers.flatten(1).T.to(device)[self.slot]
+        self.label = label.flatten().to(device)[self.slot]
+        beyond = (adjacency == 0) & ~own
+        self.beyond = beyond.flatten().to(device)[self.slot]
+        self.number = number.to(device)[self.slot // total]
+        self.nodes = size.float().to(device)[self.number]
+        self.keep = keep.to(device)
+        self.corner = corner.to(device)
+
+    def matrix(self, x):
+        """One number per pair [V] -> matrix [N, N], zero between two pyramids."""
+        flat = x.new_zeros(self.total * self.total)
+        return flat.index_copy(0, self.slot, x).view(self.total, self.total)
+
+    def pack(self, matrix):
+        """[N, N] -> [V]."""
+        return matrix.flatten()[self.slot]
+
+    def normalise(self, x):
+        """x [V] less its pyramid's mean, over its standard deviation."""
+        sums = x.new_zeros(int(self.number[-1]) + 1)
+        pairs = self.nodes**2
+        mean = sums.index_add(0, self.number, x)[self.number] / pairs
+        centred = x - mean
+        square = sums.index_add(0, self.number, centred**2)[self.number]
+        return centred / ((square / (pairs - 1)).sqrt() + 1e-5)
+
+
+class PairAttention(nn.Module):
+    """Scores of pairs from two heads of their features, multiplied: [V, E] -> [V].
+
+    "path": (E w1)(E w2), a sum over the nodes between i and j; "cluster": (E w1)(E w2)^T, the node
+    axes of one head swapped, which compares the rows of i and j. With one weight w1 = w2.
+    Source: graph notebook, 13/4.
+    """
+
+    def __init__(self, dim, attention, weights, activation):
+        super().__init__()
+        self.swap = attention == "cluster"
+        self.activation = activation
+        self.first = nn.Linear(dim, 1, bias=False)
+        self.second = self.first if weights == 1 else nn.Linear(dim, 1, bias=False)
+
+    def forward(self, x, pairs):
+        first = pairs.matrix(self.first(x)[:, 0])
+        second = pairs.matrix(self.second(x)[:, 0])
+        product = first @ (second.T if self.swap else second)
+        if self.activation == "softmax":
+            return pairs.pack(core.masked_softmax(product, pairs.keep))
+        score = pairs.pack(product)
+        if self.activation == "normalised":
+            return pairs.normalise(score)
+        if self.activation == "relu":
+            score = score.relu()
+        return score / pairs.nodes
+
+
+class PairLayer(nn.Module):
+    """x + feedforward(x), then + attention in every channel: [V, E] -> [V, E].
+
+    attention: a PairAttention, or None. Source: graph notebook, 13/4, "simple og transformer".
+    """
+
+    def __init__(self, feedforward, attention):
+        super().__init__()
+        self.feedforward = feedforward
+        self.attention = attention
+
+    def forward(self, x, pairs):
+        x = x + self.feedforward(x)
+        if self.attention is None:
+            return x
+        return x + self.attention(x, pairs)[:, None]
 
 
 class PairClassifier(nn.Module):
-    """Features [N, N, r + 1], normed as training pairs are -> Linear -> layers -> Linear to 2 logits: [N * N, 2]."""
+    """Normalised powers -> Linear -> layers -> Linear: PyramidPairs -> logits [V, 2].
 
-    def __init__(self, config: dict, train: list[Pairs]):
+    mean, std [r + 1]: of the training pairs' powers.
+    """
+
+    def __init__(self, config, mean, std):
         super().__init__()
-        known = torch.cat([pairs.edge.flatten(0, 1) for pairs in train])
-        self.mean, self.spread = known.mean(0), known.std(0)
-        shared = config.get("weights") == "one"
-        self.embed, self.readout = core.Linear(known.shape[1], config["dim"]), core.Linear(config["dim"], 2)
-        layers = [core.EdgeLayer(config["dim"], config["activation"], shared) for _ in range(config["depth"])]
-        self.layers = nn.Sequential(*layers)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.embed = nn.Linear(len(mean), config.dim)
+        self.readout = nn.Linear(config.dim, 2)
+        self.layers = nn.ModuleList([make_layer(config) for _ in range(config.layers)])
 
-    def forward(self, edge: Tensor) -> Tensor:
-        x = self.embed(((edge - self.mean) / self.spread).flatten(0, 1)).view(*edge.shape[:2], -1)
-        return self.readout(self.layers(x).flatten(0, 1))
+    def forward(self, pairs):
+        x = self.embed((pairs.powers - self.mean) / self.std)
+        for layer in self.layers:
+            x = layer(x, pairs)
+        return self.readout(x)
+
+
+def make_layer(config):
+    """One layer with the attention that the arm names."""
+    feedforward = core.FeedForward(config.dim, 4 * config.dim)
+    if config.attention == "none":
+        return PairLayer(feedforward, None)
+    attention = PairAttention(config.dim, config.attention, config.weights, config.activation)
+    return PairLayer(feedforward, attention)
+
+
+def trial(config, seed, job):
+    """Train on the small pyramids, score on the next one, which is larger."""
+    trained = PyramidPairs(range(3, config.largest_base + 1), config.receptive_field, job.device)
+    following = PyramidPairs([config.largest_base + 1], config.receptive_field, job.device)
+    with core.initialised_from(seed):
+        model = PairClassifier(config, trained.powers.mean(0), trained.powers.std(0))
+        model = model.to(job.device)
+    curve = train_on_pairs(model, trained, following, config.lr, config.steps)
+
+    beyond = following.label.masked_fill(~following.beyond, core.IGNORED)
+    return {
+        "score, next": score(model, following, following.label),
+        "score, beyond": score(model, following, beyond),
+        "score, trained": score(model, trained, trained.label),
+        "score by step": curve,
+    }
+
+
+def train_on_pairs(model, trained, following, lr, steps):
+    """Train with Adam on all pairs in every step, the rate falling to 0.
+
+    Returns the score on the pairs `following` before, after, and at 19 points between: [21].
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+    scored = np.linspace(0, steps, 21).astype(int).tolist()
+    curve = []
+    for step in range(steps + 1):
+        while len(curve) < 21 and scored[len(curve)] == step:
+            curve.append(score(model, following, following.label))
+        if step == steps:
+            break
+        model.train()
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)
+        optimizer.zero_grad(set_to_none=True)
+        loss = core.class_weighted_cross_entropy(model(trained), trained.label)
+        loss.backward()
+        optimizer.step()
+    return np.array(curve)
 
 
 @torch.no_grad()
-def score(model: nn.Module, parts: list[Pairs], beyond: bool = False) -> Tensor:
-    """Mean of both recalls, over all pairs or over those beyond neighbours."""
-    label = torch.cat([pairs.label.masked_fill(~pairs.beyond, core.IGNORED) if beyond else pairs.label for pairs in parts])
-    return core.class_recalls(core.confusion(torch.cat([model(pairs.edge) for pairs in parts]), label)).mean()
+def score(model, pairs, label):
+    """Balanced accuracy over the pairs that `label` does not ignore, in evaluation mode."""
+    model.eval()
+    return core.class_recalls(model(pairs), label).mean().item()
 
 
-def trial(config: dict, seed: int) -> dict:
-    top, losses, curve = config["train_up_to"], [], []
-    train, test = ([Pairs(rows, config["receptive_field"]) for rows in sizes] for sizes in (range(3, top + 1), [top + 1]))
-    with core.initialised_from(seed):
-        model = PairClassifier(config, train).to(core.Runtime.device)
-    label, optimizer = torch.cat([pairs.label for pairs in train]), torch.optim.Adam(model.parameters(), fused=True)
-    for twentieth in range(21):
-        for _ in range(twentieth * config["steps"] // 20 - len(losses)):
-            optimizer.param_groups[0]["lr"] = config["lr"] * (1 - len(losses) / config["steps"])
-            optimizer.zero_grad(set_to_none=True)
-            loss = core.class_weighted_cross_entropy(torch.cat([model(pairs.edge) for pairs in train]), label)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.detach())
-        curve.append(score(model, test))
-    loss, curve = (torch.stack(values).cpu().numpy() for values in (losses, curve))
-    result = {"test": curve[-1], "beyond": score(model, test, beyond=True), "train": score(model, train)}
-    return {name: float(value) for name, value in result.items()} | {
-        "loss": loss, "curve": curve, "diverged": core.diverged_at(loss)
-    }  # fmt: skip
+def across(run):
+    """Means over activations of paired differences in the score on the next pyramid: [S] each."""
+    found = {"two weights less one, path": [], "two weights less one, cluster": []}
+    found["cluster less path"] = []
+    for activation in ACTIVATIONS:
+        of = {}
+        for attention in ("path", "cluster"):
+            two = run.values(name_arm(attention, 2, activation), "score, next")
+            one = run.values(name_arm(attention, 1, activation), "score, next")
+            found[f"two weights less one, {attention}"].append(two - one)
+            of[attention] = (two + one) / 2
+        found["cluster less path"].append(of["cluster"] - of["path"])
+    return {name: np.mean(values, axis=0) for name, values in found.items()}
 
 
-def more(one: dict, other: dict) -> Check:
-    return Check("test", (0.0, ANY_ABOVE), one, other)
-
-
-ONE, OFF, HIDDEN = {"weights": "one"}, {"activation": "off"}, [{"activation": name} for name in core.EDGE_ACTIVATIONS]
-PLAIN, RELU, SOFTMAX, GAUSSIAN = ({"activation": name} for name in ("none", "relu", "softmax", "gaussian"))
 CLAIMS = [
-    Claim("two weights are needed: one for both heads scores less", "13/4", [more(PLAIN, PLAIN | ONE)]),
-    Claim("with every activation (our question)", "13/4", [more(arm, arm | ONE) for arm in HIDDEN]),
-    Claim("without path attention pairs beyond neighbours cannot be told (our question)", "13/4",
-          [Check("beyond", (ANY_BELOW, 0.55), OFF)]),
-    Claim("with it they can: over 0.7 (our question)", "13/4", [Check("beyond", (0.7, ANY_ABOVE), PLAIN)]),
-    *(Claim(f"softmax in hidden layers is worse than {arm['activation']} (our question)", "13/4", [more(arm, SOFTMAX)])
-      for arm in (PLAIN, RELU, GAUSSIAN)),
-    *(Claim(f"scores of mean 0 and variance 1 are better than {arm['activation']} (our question)", "13/4", [more(GAUSSIAN, arm)])
-      for arm in (PLAIN, RELU)),
-]  # fmt: skip
+    Claim(
+        "The simple transformer's layer, path attention, needs two weights: with one it scores "
+        "less on the next pyramid",
+        "13/4",
+        Check("two weights less one, path", above=0),
+    ),
+    Claim(
+        "Without attention pairs beyond neighbours cannot be answered: they all look alike",
+        OURS,
+        Check("score, beyond", equals=0.5, arm="no attention"),
+    ),
+    Claim(
+        "With one weight path and cluster attention learn the trained pyramids and answer pairs "
+        "beyond neighbours of the next one",
+        OURS,
+        Check("score, trained", above=0.95, arm="path, one weight, normalised"),
+        Check("score, beyond", above=0.6, arm="path, one weight, normalised"),
+        Check("score, trained", above=0.95, arm="cluster, one weight, normalised"),
+        Check("score, beyond", above=0.6, arm="cluster, one weight, normalised"),
+    ),
+    Claim(
+        "In path attention with two weights normalised scores are better than plain ones, ReLU "
+        "and softmax",
+        OURS,
+        *[
+            Check(
+                "score, next",
+                above=0,
+                arm="path, two weights, normalised",
+                minus=name_arm("path", 2, activation),
+            )
+            for activation in ("none", "relu", "softmax")
+        ],
+    ),
+    Claim(
+        "Path and cluster attention differ little in their score on the next pyramid",
+        OURS,
+        Check("cluster less path", between=(-0.05, 0.05)),
+    ),
+]
 
 
-def headline(run: core.Run) -> str:
-    return f"score on the next pyramid: {core.extremes(run, 'test')}"
+def plot(run):
+    """{name of the file: figure}."""
+    return {
+        "score": core.draw_points(
+            run,
+            "score, next",
+            "Score on the next pyramid by attention, weights and activation",
+            "Score on the next pyramid by arm",
+            "balanced accuracy on the pairs of the next pyramid",
+            levels={"no better than chance": 0.5},
+        ),
+        "curves": core.draw_curves(
+            run,
+            "score by step",
+            "Score on the next pyramid while training",
+            "Score on the next pyramid while training",
+            "training steps, in twentieths",
+            "balanced accuracy",
+            panels={
+                "normalised": [name_arm("path", 2, "normalised"), "no attention"],
+                "softmax": [name_arm("path", 2, "softmax"), "no attention"],
+            },
+        ),
+    }
 
-
-def figures(run: core.Run) -> list[core.Figure]:
-    panels = [key for key in core.varying(run.cells) if key != "activation"]
-    lines = lambda cell, result: {f"activation {cell['activation']}": result["curve"]}  # noqa: E731
-    return [core.dots_figure(core.by_arm(run, ["test", "beyond"]), "score", headline(run), "balanced accuracy"),
-            core.curves_figure(run, "curves", f"{headline(run)}, by step", lines, panels, "steps done, %", "balanced accuracy",
-                               every=5)]  # fmt: skip
-
-
-SMOKE = {"depth": (2,), "dim": (4,), "steps": (4,), "train_up_to": (3,)}
-METRICS = ["test", "beyond", "train"]
-EXPERIMENT = core.Experiment(__file__, __doc__, FLAGS, trial, CLAIMS, figures, headline, METRICS, SMOKE, cell)
 
 if __name__ == "__main__":
-    raise SystemExit(core.main(EXPERIMENT))
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY, across=across, rows=ROWS)

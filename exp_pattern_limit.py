@@ -18,7 +18,8 @@ Hypothesis  The notebook states no limit. Ours: it is near 87, over 1 point abov
             knowing the 100 patterns.
 Rule        20 paired seeds with 500 test graphs each. A check holds if its 95% interval lies inside
             its bounds and fails if it lies outside; one failed check rejects a claim. An earlier
-            run with 10 seeds of 1000 graphs gave 86.9 and set the bounds.
+            run with 10 other seeds of 1000 graphs gave 86.9, where 87.4 had been expected, and set
+            the bounds.
             Balanced accuracy: mean of both class recalls in points, pooled over all nodes of the
             test graphs; averaged by batch: its mean over batches of 32 graphs, as PATTERN's authors
             report it. Standard error: of the balanced accuracy over the graphs (with shared
@@ -157,6 +158,7 @@ def benchmark_graphs(data, seed, split, count):
 
 
 parser = core.make_parser(__doc__, seeds=20)
+parser.set_defaults(first_seed=10)  # an earlier run, which set the bounds, had 0 to 9
 parser.add_argument(
     "--knowledge",
     nargs="+",

@@ -20,8 +20,8 @@ Rule        3 paired seeds, 1 for ablations, each a PATTERN of its own. A check 
             a claim. Test score: balanced accuracy over all nodes of the 2,000 test graphs, in
             points; fresh score: of 2,000 graphs with a pattern each that was not trained on, whose
             limit is 86.9. Test scores by size of the pattern: 5 to 7 nodes, ..., 14 or more; small
-            patterns gain little below 88.66. Ablations have half the epochs and one seed: shown,
-            not judged.
+            patterns gain little below 88.66. The goal of 93, with fewer than 5e5 parameters, was
+            set before the run. Ablations have half the epochs and one seed: shown, not judged.
 Cost        COST
 """
 
@@ -160,7 +160,8 @@ def trial(config, seed, job):
         losses = []
         predict = functools.partial(predict_gin, model, device=job.device)
     else:
-        model = TwoStages(config).to(job.device)
+        with core.initialised_from(seed):
+            model = TwoStages(config).to(job.device)
         train_stage_one(model.stage_one, training, seed, job.device)
         losses = train_stage_two(model, training, config, seed, job)
         predict = functools.partial(predict_nodes, model, device=job.device)
@@ -617,10 +618,10 @@ CLAIMS = [
         Check("test score", above=88.66, arm="full network"),
     ),
     Claim(
-        "It reaches 93 with at most 500,000 parameters",
+        "It reaches 93 with fewer than 500,000 parameters",
         OURS,
         Check("test score", above=93, arm="full network"),
-        Check("parameters", below=500_001, arm="full network"),
+        Check("parameters", below=5e5, arm="full network"),
     ),
     Claim(
         "On fresh patterns it is worse than the limit of a rule without memory",

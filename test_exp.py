@@ -11,11 +11,13 @@ import runpy
 import signal as signals
 import subprocess
 import sys
+import tempfile
 from fractions import Fraction
 from math import comb
 from pathlib import Path
 
 import core
+import exp_complexity as complexity
 import exp_content_ceiling as content_ceiling
 import exp_gating_causes
 import exp_gating_norms
@@ -25,6 +27,9 @@ import exp_gin_emulation as gin_emulation
 import exp_gin_vs_gating
 import exp_logic_circuit as circuit
 import exp_masking as masking
+import exp_palindrome as palindrome
+import exp_pattern_benchmark as pattern_benchmark
+import exp_pattern_memory as pattern_memory
 import exp_pattern_stats as pattern_stats
 import exp_pyramid_edges
 from test_core import GRAPHS, NUMBERS, exact_powers, exact_vectors
@@ -43,8 +48,19 @@ SCRIPTS = [
 ]
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 
+# Where the results are shares of nodes, the tiny model has to learn for a flag to matter
+LEARNS = {"graphs": 16, "batch": 2, "epochs": 6, "lr": 0.03, "test_graphs": 6}
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
+    "exp_complexity": {
+        "model": ({}, "path"),
+        "feedforwards": ({}, "shared"),
+        "nodes": ({}, 9),
+        "layers": ({}, 3),
+        "pair_dim": ({}, 4),
+        "dim": ({}, 4),
+        "heads": ({}, 4),
+    },
     "exp_content_ceiling": {
         "distance": ({}, "hop"),
         "order": ({}, "shuffled"),
@@ -167,6 +183,50 @@ EFFECTS = {
         "graphs": ({}, 3),
         "epochs": ({}, 6),
     },
+    "exp_palindrome": {
+        "scores": ({}, "flattened"),
+        "nodes": ({}, 5),
+        "powers": ({}, 4),
+        "features": ({}, "chebyshev"),
+        "lr": ({"scores": "learned-product"}, 0.01),
+        "steps": ({"scores": "learned-product"}, 20),
+    },
+    "exp_pattern_benchmark": {
+        "mixing": (LEARNS, "gin"),
+        "powers": (LEARNS, (0, 1, 2)),
+        "encoding": (LEARNS, "powers"),
+        "norm1": (LEARNS, "batch"),
+        "norm2": (LEARNS, "batch"),
+        "feedforward_norm": (LEARNS, "none"),
+        "degree": (LEARNS, "input"),
+        "divide_by": (LEARNS | {"mixing": "gating"}, 59.0),
+        "layers": (LEARNS, 2),
+        "lr": (LEARNS, 1e-1),
+        "dim": (LEARNS, 4),
+        "hidden": (LEARNS, 4),
+        "epochs": (LEARNS, 3),
+        "batch": (LEARNS, 4),
+        "graphs": (LEARNS, 3),
+        "test_graphs": (LEARNS, 3),
+        "sweeps": ({"mixing": "posterior"}, 8),
+        "data": (LEARNS, "fresh"),
+    },
+    "exp_pattern_memory": {
+        "model": ({}, "gin"),
+        "augment": ({}, "no"),
+        "feedback": ({}, "no"),
+        "context": ({}, "no"),
+        "patterns": ({}, 1),
+        "first_patterns": ({}, 1),
+        "rounds": ({}, 1),
+        "dim": ({}, 4),
+        "kept": ({}, 10),
+        "lr": ({}, 1e-1),
+        "epochs": ({}, 6),
+        "batch": ({}, 4),
+        "graphs": ({}, 6),
+        "test_graphs": ({}, 3),
+    },
     "exp_pattern_stats": {"graphs": ({}, 40), "order": ({}, "shuffled")},
     "exp_pyramid_edges": {"base": ({}, 4), "receptive_field": ({}, 1), "float32": ({}, "off")},
     "exp_receptive_field": {
@@ -193,19 +253,21 @@ def base_settings(module):
 
 def run_trial(module, settings, seed=0):
     """What the trial returns for one seed."""
-    job = core.Job(torch.device("cpu"), 1, None)
     config = argparse.Namespace(**settings)
     source = Path(module.__file__).read_text(encoding="utf-8")
-    if "seeds_per_batch=" in source:
-        return module.trial(config, [seed], job)[0]
-    return module.trial(config, seed, job)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = core.Checkpoint(Path(folder) / "trial.checkpoint")
+        job = core.Job(torch.device("cpu"), 1, checkpoint)
+        if "seeds_per_batch=" in source:
+            return module.trial(config, [seed], job)[0]
+        return module.trial(config, seed, job)
 
 
 def numbers(result):
     """All numbers of a result but times as one vector per name, NaN as 0."""
     found = {}
     for name, value in result.items():
-        if re.search(r"^step over|, ms$", name):
+        if re.search(r"^(step|time) over|^CPU time|, ms$", name):
             continue
         array = np.asarray(value)
         if array.dtype.kind in "fiub":
@@ -303,7 +365,8 @@ def test_reach_holds_every_function_that_a_trial_calls(script):
         sys.setprofile(None)
     definitions = {(file, name) for file, name in called if not name.startswith("<")}
     unseen = {f"{file}:{name}" for file, name in definitions} - set(reach)
-    assert unseen - {f"{Path(__file__).name}:run_trial"} == set()
+    own = {f"{Path(__file__).name}:run_trial", "core.py:Checkpoint"}  # the checkpoint is the job's
+    assert unseen - own == set()
     assert len(definitions) > 3
 
 
@@ -1598,3 +1661,480 @@ def test_expected_shares_by_drawing(size):
 
 def test_shuffled_batches_imply_no_interval():
     assert np.isnan(pattern_stats.implied_size_interval([{"patterns": 2}])).all()
+
+
+class Interrupted(Exception):
+    pass
+
+
+class CheckpointThatIsCut(core.Checkpoint):
+    """Saves every time and raises after the second save."""
+
+    saves = 0
+
+    def is_due(self):
+        return True
+
+    def save(self, state):
+        super().save(state)
+        self.saves += 1
+        if self.saves == 2:
+            raise Interrupted
+
+
+@pytest.mark.parametrize("module", [pattern_benchmark, pattern_memory], ids=["benchmark", "memory"])
+def test_a_full_size_trial_resumes_to_the_same_bits(module, tmp_path):
+    config = argparse.Namespace(**base_settings(module) | {"epochs": 4})
+    cpu = torch.device("cpu")
+    whole = module.trial(config, 0, core.Job(cpu, 1, core.Checkpoint(tmp_path / "whole")))
+    cut = CheckpointThatIsCut(tmp_path / "cut")
+    with pytest.raises(Interrupted):
+        module.trial(config, 0, core.Job(cpu, 1, cut))
+    resumed = module.trial(config, 0, core.Job(cpu, 1, core.Checkpoint(tmp_path / "cut")))
+    assert (tmp_path / "cut").exists()
+    one = numbers(whole)
+    other = numbers(resumed)
+    for name in one:
+        assert np.array_equal(one[name], other[name]), name
+
+
+def test_predictions_come_back_in_the_order_of_the_graphs():
+    graphs = core.PatternData(0).first(5)
+    model = core.NodeClassifier([core.GINLayer(8)], 8)
+    together = pattern_benchmark.predict(model, graphs, "cpu")
+    for graph, said in zip(graphs, together, strict=True):
+        logits, _ = core.evaluate(model, [core.GraphBatch([graph])])
+        assert np.array_equal(said, logits.argmax(1).numpy())
+
+
+def likely(graphs):
+    """Log-odds of stage one that are made up: [n] for each graph."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=len(graph.feature)).astype(np.float32) for graph in graphs]
+
+
+def test_the_kept_nodes_are_the_likeliest():
+    graph = core.PatternData(0)[0]
+    own = likely([graph])[0]
+    nodes = pattern_memory.keep_likeliest([graph], [own], 12)
+    kept = nodes.place[0].numpy()
+    assert set(kept) == set(np.argsort(own)[-12:])
+    dense = graph.adjacency()
+    assert np.array_equal(nodes.adjacency[0].numpy(), dense[np.ix_(kept, kept)])
+    assert np.array_equal(nodes.label[0].numpy(), graph.label[kept])
+    chance = 1 / (1 + np.exp(-own.astype(float)))
+    i = kept[3]
+    twos = graph.feature == 2
+    assert nodes.node[0, 3, 3].item() == pytest.approx(own[i])
+    assert nodes.node[0, 3, 4].item() == pytest.approx(chance[i])
+    assert nodes.node[0, 3, 5].item() == pytest.approx(chance[dense[i]].sum() / 10)
+    assert nodes.node[0, 3, 8].item() == pytest.approx(chance[dense[i] & twos].sum() / 10)
+    joined = (dense[i] - 0.5) * chance
+    joined[i] = 0
+    assert nodes.node[0, 3, 9].item() == pytest.approx(joined.sum() / 3, abs=1e-5)
+    assert nodes.node[0, 3, 12].item() == pytest.approx(joined[twos].sum() / 3, abs=1e-5)
+
+
+def test_a_small_graph_is_padded_and_the_padding_changes_nothing():
+    model = pattern_memory.TwoStages(argparse.Namespace(**base_settings(pattern_memory)))
+    graph = GRAPHS[0]
+    n = len(graph.feature)
+    own = likely([graph])
+    tight = pattern_memory.keep_likeliest([graph], own, n)
+    wide = pattern_memory.keep_likeliest([graph], own, n + 5)
+    assert (wide.place[0, n:] == -1).all()
+    assert (wide.label[0, n:] == core.IGNORED).all()
+    wide.node[0, n:] = 7.0  # what stands in the padding has no effect
+    wide.adjacency[0, n:] = True
+    wide.log_odds[0, n:] = 3.0
+    model.eval()
+    for one, other in zip(model(tight), model(wide), strict=True):
+        assert torch.allclose(one[0], other[0, :n], atol=1e-5)
+
+
+def test_stage_two_does_not_know_the_order_of_nodes_or_graphs():
+    model = pattern_memory.TwoStages(argparse.Namespace(**base_settings(pattern_memory))).eval()
+    graphs = core.PatternData(0).first(2)
+    nodes = pattern_memory.keep_likeliest(graphs, likely(graphs), 12)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    place, adjacency, label, log_odds, node, graph = nodes
+    mixed = pattern_memory.KeptNodes(
+        place[:, order], adjacency[:, order][:, :, order], label[:, order],
+        log_odds[:, order], node[:, order], graph,
+    )  # fmt: skip
+    found = model(nodes)[-1]
+    assert torch.allclose(found[:, order], model(mixed)[-1], atol=1e-5)
+    alone = model(nodes.batch(slice(1, 2), "cpu"))[-1]
+    assert torch.allclose(found[1:], alone, atol=1e-5)
+    assert found.std() > 0
+
+
+def test_stage_one_sees_only_the_own_graph():
+    stage_one = pattern_memory.StageOne(8, 2).eval()
+    graphs = core.PatternData(0).first(3)
+    together = pattern_memory.stage_one_log_odds(stage_one, graphs, "cpu")
+    for graph, own in zip(graphs, together, strict=True):
+        assert len(own) == len(graph.feature)
+        alone = pattern_memory.stage_one_log_odds(stage_one, [graph], "cpu")[0]
+        assert np.allclose(own, alone, atol=1e-5)
+
+
+def test_exchanged_backgrounds_keep_both_parts_and_redraw_the_edges_between():
+    graphs = core.shuffled(core.PatternData(0), 40)
+    backgrounds, patterns, density = pattern_memory.split_graphs(graphs)
+    assert density == pytest.approx(core.EDGE_PATTERN, abs=0.02)
+    drawn = pattern_memory.exchange_backgrounds(
+        backgrounds, patterns, density, np.random.default_rng(0)
+    )
+    sizes = sorted(len(feature) for _, feature in patterns)
+    assert sorted(graph.label.sum() for graph in drawn) == sizes  # each pattern once
+    edges = pairs = 0
+    for graph, (adjacency, feature) in zip(drawn, backgrounds, strict=True):
+        dense = graph.adjacency()
+        outside = graph.label == 0
+        assert np.array_equal(dense[np.ix_(outside, outside)], adjacency)
+        assert np.array_equal(graph.feature[outside], feature)
+        own = (dense[np.ix_(~outside, ~outside)].tobytes(), graph.feature[~outside].tobytes())
+        assert own in [(a.tobytes(), f.tobytes()) for a, f in patterns]
+        edges += dense[np.ix_(~outside, outside)].sum()
+        pairs += (~outside).sum() * outside.sum()
+    assert edges / pairs == pytest.approx(density, abs=0.02)
+
+
+def test_epochs_start_with_few_patterns_and_end_with_the_real_graphs():
+    graphs = core.PatternData(0).first(250)  # patterns 0, 1 and 2
+    settings = base_settings(pattern_memory) | {"epochs": 10, "first_patterns": 2, "batch": 50}
+    epochs = pattern_memory.Epochs(graphs, argparse.Namespace(**settings))
+    assert [list(epochs.numbers(e)) for e in (0, 1, 2, 9)] == [[0, 1], [0, 1], [0, 1, 2], [0, 1, 2]]
+    assert [e for e in range(10) if epochs.is_real(e)] == [9]
+    assert [epochs.steps(e) for e in (0, 9)] == [5, 5]
+    few = epochs.draw(0, np.random.default_rng(0))
+    hidden = {len(core.known_pattern(0, number).feature) for number in (0, 1)}
+    assert {int(graph.label.sum()) for graph in few} == hidden
+    assert len(few) == 250
+    assert epochs.draw(9, np.random.default_rng(0)) == graphs
+
+
+def test_the_loss_is_balanced_over_all_nodes():
+    graphs = core.PatternData(0).first(20)
+    weight = pattern_memory.class_weight(graphs)
+    label = np.concatenate([graph.label for graph in graphs])
+    assert weight[1] * label.sum() == pytest.approx(len(label) / 2, rel=1e-5)
+    assert weight[0] * (label == 0).sum() == pytest.approx(len(label) / 2, rel=1e-5)
+    log_odds = torch.tensor([[2.0, -1.0, 9.0]])
+    target = torch.tensor([[1, 0, core.IGNORED]])
+    loss = pattern_memory.rounds_loss([log_odds, log_odds], target, torch.tensor([2.0, 3.0]))
+    right = (3 * np.log1p(np.exp(-2)) + 2 * np.log1p(np.exp(-1))) / 2
+    assert loss.item() == pytest.approx(right, rel=1e-5)
+
+
+def walk_powers(nodes, count):
+    """Powers of the path's P by walks, each with its probability: [K][N][N] of Fraction."""
+    powers = [[[Fraction(0)] * nodes for _ in range(nodes)] for _ in range(count)]
+
+    def walk(start, here, chance, steps):
+        powers[steps][start][here] += chance
+        if steps + 1 == count:
+            return
+        beside = [node for node in (here - 1, here + 1) if 0 <= node < nodes]
+        for node in beside:
+            walk(start, node, chance / len(beside), steps + 1)
+
+    for start in range(nodes):
+        walk(start, start, Fraction(1), 0)
+    return powers
+
+
+@pytest.mark.parametrize("nodes", [4, 5, 7])
+def test_path_powers_are_walks(nodes):
+    found = palindrome.path_powers(nodes, 6).tolist()
+    exact = [[[Fraction(x) for x in row] for row in power] for power in found]
+    assert exact == walk_powers(nodes, 6)
+
+
+def test_longest_powers_of_a_path_are_exact():
+    """Those of 24 nodes and 24 powers, against integers."""
+    step = np.zeros((24, 24), dtype=object)
+    for node in range(24):
+        beside = [other for other in (node - 1, node + 1) if 0 <= other < 24]
+        for other in beside:
+            step[node, other] = 2 // len(beside)  # 2 P
+    power = np.diag([1] * 24).astype(object)
+    for exponent, found in enumerate(palindrome.path_powers(24, 24)):
+        exact = [[Fraction(x) * 2**exponent for x in row] for row in found.tolist()]
+        assert exact == power.tolist()
+        power = step @ power
+
+
+def test_lead_of_mirror_row_by_row():
+    scores = torch.tensor([[0.0, 1, 3], [0, 3, 3], [1, 1, 4]], dtype=torch.float64)
+    assert palindrome.lead_of_mirror(scores).tolist() == [2, 0, -3]
+
+
+def test_scores_against_sums_over_walks():
+    exact = walk_powers(5, 4)
+    powers = palindrome.path_powers(5, 4)
+    nodes, exponents = range(5), range(4)
+    found = {
+        name: palindrome.given_scores(name, powers, powers).tolist()
+        for name in ("signs", "flattened", "multisets")
+    }
+    for i, j in itertools.product(nodes, nodes):
+        first = [sum(exact[k][i][m] for k in exponents) for m in nodes]
+        second = [sum(exact[k][j][m] for k in exponents) for m in nodes]
+        assert found["signs"][i][j] == -sum(a * b for a, b in zip(first, second, strict=True))
+        pairs = [(exact[k][i][m], exact[k][j][m]) for k in exponents for m in nodes]
+        assert found["flattened"][i][j] == -sum(a * b for a, b in pairs)
+        rows = [[sorted(exact[k][node]) for k in exponents] for node in (i, j)]
+        gaps = [(rows[0][k][m] - rows[1][k][m]) ** 2 for k in exponents for m in nodes]
+        least = min(map(min, found["multisets"]))
+        assert found["multisets"][i][j] == (least if i == j else -sum(gaps))
+
+
+def test_flattened_product_is_0_at_odd_distances():
+    powers = palindrome.path_powers(9, 7)
+    scores = palindrome.given_scores("flattened", powers, powers)
+    place = torch.arange(9)
+    odd = (place[:, None] - place) % 2 == 1
+    assert (scores[odd] == 0).all()
+    assert (scores <= 0).all()
+
+
+def test_normalised_powers_have_mean_0_and_variance_1():
+    """Rows of every power add up to 1, so those of the normalised ones add up to 0."""
+    features = palindrome.make_features(palindrome.path_powers(6, 5), "normalised")
+    np.testing.assert_allclose(features.mean(dim=(1, 2)), 0, atol=1e-12)
+    np.testing.assert_allclose(features.square().mean(dim=(1, 2)), 1)
+    np.testing.assert_allclose(features.sum(dim=2), 0, atol=1e-12)
+
+
+def test_chebyshev_features_span_the_powers():
+    powers = palindrome.path_powers(7, 7)
+    features = palindrome.make_features(powers, "chebyshev")
+    for count in range(1, 8):
+        weights = palindrome.chebyshev_weights(count)
+        assert (torch.tensordot(weights, powers[:count], 1) == features[count - 1]).all()
+    place = torch.arange(4)  # far from the ends: half the weight on either side
+    assert (features[3][place + 3, place] == 0.5).sum() >= 2
+    assert (features[6] == palindrome.mirror(7)).all()
+
+
+@pytest.mark.parametrize(("nodes", "fewest"), [(4, 4), (5, 4), (6, 6), (9, 8)])
+def test_fewest_powers_of_some_paths(nodes, fewest):
+    assert palindrome.fewest_powers(nodes) == fewest
+
+
+def test_fewest_powers_against_random_heads():
+    """Where the linear program finds a head random heads win, too; elsewhere none does."""
+    rng = np.random.default_rng(0)
+    for nodes in (4, 5):
+        powers = palindrome.path_powers(nodes, nodes).numpy()
+        is_mirror = np.eye(nodes, dtype=bool)[::-1]
+        for count in range(1, nodes + 1):
+            weights = rng.standard_normal((100_000, count))
+            heads = np.tensordot(weights, powers[:count], 1)
+            rest = np.where(is_mirror, -np.inf, heads).max(2)
+            lead = heads[:, is_mirror].reshape(-1, nodes) - rest
+            found = bool((lead > 1e-9).all(1).any())
+            assert found == (count >= palindrome.fewest_powers(nodes)), (nodes, count)
+
+
+def test_own_vectors_by_hand():
+    """With 4 powers 5 nodes have 2 opposite pairs of 5 with an own vector; symmetric by nature."""
+    exact = walk_powers(5, 4)
+    vector = {
+        (i, j): [exact[k][i][j] for k in range(4)] for i, j in itertools.product(range(5), range(5))
+    }
+    others = [vector[pair] for pair in vector if sum(pair) != 4]
+    own = np.mean([vector[i, 4 - i] not in others for i in range(5)])
+    found = palindrome.share_of_own_vectors(palindrome.path_powers(5, 4).permute(1, 2, 0))
+    assert found == pytest.approx(own) == pytest.approx(0.4)
+
+
+def test_learned_scores_against_numpy():
+    powers = palindrome.path_powers(6, 3)
+    for scores in ("learned-head", "learned-product", "learned-not-transposed"):
+        model = palindrome.LearnedScores(scores, 3)
+        heads = np.einsum("hk,kij->hij", model.weight.detach().numpy(), powers.numpy())
+        expected = heads[0]
+        if scores == "learned-product":
+            expected = heads[0] @ heads[1].T
+        elif scores == "learned-not-transposed":
+            expected = heads[0] @ heads[1]
+        np.testing.assert_allclose(model(powers).detach(), expected, atol=1e-12)
+
+
+def test_not_transposed_product_is_one_head_of_more_powers():
+    powers = palindrome.path_powers(8, 7)
+    model = palindrome.LearnedScores("learned-not-transposed", 4)
+    weights = np.convolve(*model.weight.detach().numpy())
+    expected = np.tensordot(weights, powers.numpy(), 1)
+    np.testing.assert_allclose(model(powers[:4]).detach(), expected, atol=1e-12)
+
+
+def test_training_learns_the_mirror_of_4_nodes():
+    result = run_trial(
+        palindrome,
+        base_settings(palindrome) | {"scores": "learned-product", "powers": 4, "steps": 500},
+    )
+    assert result["rows won"] == 1
+    assert len(result["rows won by step"]) == 501
+    assert result["rows won by step"][0] < 1
+
+
+def test_printed_numbers_of_the_notebook():
+    for count in (4, 5):
+        assert palindrome.printed_error(palindrome.path_powers(4, count)) == 0
+        assert palindrome.printed_error(palindrome.path_powers(4, count) * 2) > 0
+    assert np.isnan(palindrome.printed_error(palindrome.path_powers(5, 4)))
+
+
+def settings(**changed):
+    base = base_settings(complexity)
+    return argparse.Namespace(**base | changed)
+
+
+def numpy_linear(module, x):
+    found = x @ module.weight.detach().numpy().T
+    return found if module.bias is None else found + module.bias.detach().numpy()
+
+
+def numpy_feedforward(module, x):
+    return numpy_linear(module.last, np.maximum(numpy_linear(module.first, x), 0))
+
+
+def test_edge_bias_attention_against_numpy():
+    torch.manual_seed(0)
+    n, heads, dim, pair_dim = 5, 2, 8, 3
+    attention = complexity.EdgeBiasAttention(dim, heads, pair_dim)
+    x = torch.randn(n, dim)
+    pairs = torch.randn(n * n, pair_dim)
+    query, key, value = (
+        numpy_linear(module, x.numpy()).reshape(n, heads, -1)
+        for module in (attention.query, attention.key, attention.value)
+    )
+    bias = numpy_linear(attention.bias, pairs.numpy()).reshape(n, n, heads)
+    mixed = np.zeros((n, heads, dim // heads))
+    for i in range(n):
+        for h in range(heads):
+            logits = query[i, h] @ key[:, h].T / np.sqrt(dim / heads) + bias[i, :, h]
+            weights = np.exp(logits) / np.exp(logits).sum()
+            mixed[i, h] = weights @ value[:, h]
+    expected = numpy_linear(attention.out, mixed.reshape(n, dim))
+    np.testing.assert_allclose(attention(x, pairs).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["path", "cluster"])
+@pytest.mark.parametrize("feedforwards", ["own", "shared"])
+def test_simple_transformer_against_numpy(model, feedforwards):
+    config = settings(model=model, feedforwards=feedforwards, nodes=4, layers=3)
+    transformer = complexity.make_model(config)
+    edge = torch.randn(16, 3)
+    expected = edge.numpy()
+    for layer in transformer.layers:
+        expected = expected + numpy_feedforward(layer.edge_feedforward, expected)
+        first = numpy_linear(layer.attention.first, expected).reshape(4, 4)
+        second = numpy_linear(layer.attention.second, expected).reshape(4, 4)
+        score = np.zeros((4, 4))
+        for i in range(4):
+            for j in range(4):
+                column = second[j] if model == "cluster" else second[:, j]
+                score[i, j] = sum(first[i, k] * column[k] for k in range(4))
+        expected = expected + score.reshape(16, 1) / 4
+    np.testing.assert_allclose(transformer(None, edge).detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_shared_feedforward_is_computed_once_where_nodes_read_it():
+    config = settings(layers=3, feedforwards="shared")
+    transformer = complexity.make_model(config)
+    x = torch.randn(8, 8)
+    pairs = torch.randn(64, 3)
+    features = pairs + transformer.edge_feedforwards[0](pairs)
+    expected = x
+    for layer in transformer.layers:
+        expected = layer(expected, features)
+    torch.testing.assert_close(transformer(x, pairs), expected)
+    simple = complexity.make_model(settings(model="path", layers=3, feedforwards="shared"))
+    assert len({id(layer.edge_feedforward) for layer in simple.layers}) == 1
+    assert len({id(layer.attention.first) for layer in simple.layers}) == 3
+
+
+def matrix_product(a, b, counted):
+    """a @ b, and its multiplications with addition, added to `counted`."""
+    counted.append(a.shape[0] * a.shape[1] * b.shape[1])
+    return a @ b
+
+
+@pytest.mark.parametrize(("n", "e", "d", "heads"), [(5, 3, 8, 2), (9, 2, 12, 3)])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("feedforwards", ["own", "shared"])
+@pytest.mark.parametrize("model", ["edge-bias", "path", "cluster"])
+def test_counts_are_those_of_plain_products(model, feedforwards, layers, n, e, d, heads):
+    counted = []
+    weights = []
+
+    def linear(rows, inputs, outputs, again=False):
+        matrix_product(np.zeros((rows, inputs)), np.zeros((inputs, outputs)), counted)
+        if not again:
+            weights.append(inputs * outputs)
+
+    for number in range(layers):
+        if model != "edge-bias" or feedforwards == "own" or number == 0:
+            again = feedforwards == "shared" and number > 0
+            linear(n * n, e, 4 * e, again)
+            linear(n * n, 4 * e, e, again)
+        if model == "edge-bias":
+            for _ in range(4):
+                linear(n, d, d)
+            linear(n * n, e, heads)
+            for _ in range(heads):
+                query = np.zeros((n, d // heads))
+                logits = matrix_product(query, query.T, counted)
+                matrix_product(logits, query, counted)
+            linear(n, d, 4 * d)
+            linear(n, 4 * d, d)
+        else:
+            linear(n * n, e, 1)
+            linear(n * n, e, 1)
+            matrix_product(np.zeros((n, n)), np.zeros((n, n)), counted)
+    result = run_trial(
+        complexity,
+        {
+            "model": model,
+            "feedforwards": feedforwards,
+            "layers": layers,
+            "nodes": n,
+            "pair_dim": e,
+            "dim": d,
+            "heads": heads,
+        },
+    )
+    assert result["million operations"] * 1e6 == pytest.approx(sum(counted), rel=1e-12)
+    assert result["weights"] == sum(weights)
+    assert result["operations missed"] == result["weights missed"] == 0
+    assert result["share of parts"].sum() == pytest.approx(1)
+
+
+def test_missed_operations_are_seen(monkeypatch):
+    right = complexity.formulas
+    for name in ("edge feed-forward", "feed-forward of nodes", "all", "weights"):
+
+        def wrong(config, name=name):
+            found = right(config)
+            found[name] += 1
+            return found
+
+        monkeypatch.setattr(complexity, "formulas", wrong)
+        result = run_trial(complexity, base_settings(complexity))
+        metric = {
+            "edge feed-forward": "edge operations missed",
+            "feed-forward of nodes": "node operations missed",
+            "all": "operations missed",
+            "weights": "weights missed",
+        }[name]
+        assert abs(result[metric]) == 1
+
+
+def test_heads_that_do_not_divide_the_width():
+    with pytest.raises(core.UsageError, match="--heads 3"):
+        run_trial(complexity, base_settings(complexity) | {"heads": 3})
