@@ -13,16 +13,18 @@ Setup       PATTERN's training and test graphs share 100 patterns. Without memor
             gets the pattern of another, with fresh edges between them; the last tenth of the
             epochs takes the real graphs. The first fifth trains on 20 patterns only. Muon for the
             weight matrices, AdamW for the rest, one-cycle learning rate, batches of 50 graphs.
-Hypothesis  Ours, after trials with other seeds: the network passes 88.66 and comes to 93, all of it
-            by memory: on fresh patterns it is worse than the limit. Small patterns gain little.
+Hypothesis  Ours, after trials with another seed (93.0 in 60 epochs): the network passes 88.66 and
+            comes to 93, all of it by memory: on fresh patterns it is worse than the limit. Small
+            patterns gain little.
 Rule        3 paired seeds, 1 for ablations, each a PATTERN of its own. A check holds if its 95%
             interval lies inside its bounds and fails if it lies outside; one failed check rejects
             a claim. Test score: balanced accuracy over all nodes of the 2,000 test graphs, in
             points; fresh score: of 2,000 graphs with a pattern each that was not trained on, whose
             limit is 86.9. Test scores by size of the pattern: 5 to 7 nodes, ..., 14 or more; small
             patterns gain little below 88.66. The goal of 93, with fewer than 5e5 parameters, was
-            set before the run. Ablations have half the epochs and one seed: shown, not judged.
-Cost        COST
+            set before the run. Ablations have a third of the epochs and one seed: shown,
+            not judged.
+Cost        130 min on 2 cores
 """
 
 import functools
@@ -96,7 +98,7 @@ parser.add_argument(
     help="highest learning rate of the one-cycle schedule",
 )
 parser.add_argument(
-    "--epochs", nargs="+", type=core.positive_int, default=[60], help="passes over the graphs"
+    "--epochs", nargs="+", type=core.positive_int, default=[90], help="passes over the graphs"
 )
 parser.add_argument(
     "--batch", nargs="+", type=core.integer(2, 1000), default=[50], help="graphs per step"
@@ -112,19 +114,19 @@ parser.add_argument(
     help="graphs of validation, test and fresh patterns, each",
 )
 
-HALF = {"epochs": 30}
+SHORT = {"epochs": 30}
 ARMS = {  # the baseline first; a run with flags takes these
     "full network": {}
 }
-ABLATIONS = {  # half the epochs, one seed
-    "half the epochs": HALF,
-    "no augmentation": HALF | {"augment": "no"},
-    "one round": HALF | {"rounds": 1},
-    "chances not fed back": HALF | {"feedback": "no"},
-    "no context vector": HALF | {"context": "no"},
-    "all patterns from the start": HALF | {"first_patterns": 100},
-    "20 patterns": HALF | {"patterns": 20},
-    "50 patterns": HALF | {"patterns": 50},
+ABLATIONS = {  # a third of the epochs, one seed
+    "30 epochs": SHORT,
+    "no augmentation": SHORT | {"augment": "no"},
+    "one round": SHORT | {"rounds": 1},
+    "chances not fed back": SHORT | {"feedback": "no"},
+    "no context vector": SHORT | {"context": "no"},
+    "all patterns from the start": SHORT | {"first_patterns": 100},
+    "20 patterns": SHORT | {"patterns": 20},
+    "50 patterns": SHORT | {"patterns": 50},
     "GIN": {"model": "gin", "dim": 160, "epochs": 10},
 }
 COLUMNS = ["test score", "training score", "fresh score", "averaged by batch", "parameters"]

@@ -5,6 +5,7 @@ import importlib
 import itertools
 import math
 import os
+import pickle
 import re
 import resource
 import runpy
@@ -17,6 +18,7 @@ from math import comb
 from pathlib import Path
 
 import core
+import exp_coloring_edges as coloring
 import exp_complexity as complexity
 import exp_content_ceiling as content_ceiling
 import exp_gating_causes
@@ -28,16 +30,22 @@ import exp_gin_vs_gating
 import exp_logic_circuit as circuit
 import exp_masking as masking
 import exp_palindrome as palindrome
+import exp_path_attention as path_attention
 import exp_pattern_benchmark as pattern_benchmark
+import exp_pattern_limit as pattern_limit
 import exp_pattern_memory as pattern_memory
 import exp_pattern_stats as pattern_stats
+import exp_pattern_templates as templates
 import exp_pyramid_edges
+from exp_path_attention import PyramidPairs
 from test_core import GRAPHS, NUMBERS, exact_powers, exact_vectors
 
 import numpy as np
 import pytest
 import torch
-from scipy import signal, stats
+import torch.nn.functional as F
+from scipy import signal, special, stats
+from scipy.spatial import distance
 
 torch.set_num_threads(1)  # tests run side by side
 
@@ -52,6 +60,18 @@ by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.ste
 LEARNS = {"graphs": 16, "batch": 2, "epochs": 6, "lr": 0.03, "test_graphs": 6}
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
+    "exp_coloring_edges": {
+        "model": ({}, "bias-only"),
+        "feedforwards": ({}, "own"),
+        "powers": ({}, "raw"),
+        "receptive_field": ({}, 3),
+        "layers": ({}, 1),
+        "dim": ({}, 6),
+        "pair_dim": ({}, 3),
+        "lr": ({}, 1e-1),
+        "steps": ({}, 5),
+        "largest_base": ({}, 4),
+    },
     "exp_complexity": {
         "model": ({}, "path"),
         "feedforwards": ({}, "shared"),
@@ -191,6 +211,17 @@ EFFECTS = {
         "lr": ({"scores": "learned-product"}, 0.01),
         "steps": ({"scores": "learned-product"}, 20),
     },
+    "exp_path_attention": {
+        "attention": ({"layers": 2}, "cluster"),
+        "weights": ({}, 1),
+        "activation": ({}, "softmax"),
+        "receptive_field": ({}, 2),
+        "layers": ({}, 1),
+        "dim": ({}, 3),
+        "lr": ({}, 1e-1),
+        "steps": ({}, 5),
+        "largest_base": ({}, 4),
+    },
     "exp_pattern_benchmark": {
         "mixing": (LEARNS, "gin"),
         "powers": (LEARNS, (0, 1, 2)),
@@ -211,6 +242,13 @@ EFFECTS = {
         "sweeps": ({"mixing": "posterior"}, 8),
         "data": (LEARNS, "fresh"),
     },
+    "exp_pattern_limit": {
+        "knowledge": ({}, "degree"),
+        "rounds": ({"knowledge": "message-passing"}, 1),
+        "data": ({}, "shared"),
+        "test_graphs": ({}, 4),
+        "sweeps": ({}, 8),
+    },
     "exp_pattern_memory": {
         "model": ({}, "gin"),
         "augment": ({}, "no"),
@@ -228,6 +266,12 @@ EFFECTS = {
         "test_graphs": ({}, 3),
     },
     "exp_pattern_stats": {"graphs": ({}, 40), "order": ({}, "shuffled")},
+    "exp_pattern_templates": {
+        "data": ({}, "fresh"),
+        "train_graphs": ({}, 5),
+        "test_graphs": ({}, 3),
+        "sweeps": ({}, 8),
+    },
     "exp_pyramid_edges": {"base": ({}, 4), "receptive_field": ({}, 1), "float32": ({}, "off")},
     "exp_receptive_field": {
         "mixing": ({}, "softmax"),
@@ -2138,3 +2182,860 @@ def test_missed_operations_are_seen(monkeypatch):
 def test_heads_that_do_not_divide_the_width():
     with pytest.raises(core.UsageError, match="--heads 3"):
         run_trial(complexity, base_settings(complexity) | {"heads": 3})
+
+
+def random_adjacency(rng, n):
+    upper = np.triu(rng.random((n, n)) < 0.5, 1)
+    return upper | upper.T
+
+
+def exact_posterior(adjacency, communities, sizes):
+    """Chances [n] by listing all labellings."""
+    n = len(adjacency)
+    first, second = np.triu_indices(n, 1)
+    blocks = core.COMMUNITIES + 1
+    label = np.indices((blocks,) * n, dtype=np.int8).reshape(n, -1).T
+    size = np.stack([(label == k).sum(axis=1) for k in range(blocks)], axis=1)
+    allowed = (size.min(axis=1) >= sizes[0]) & (size.max(axis=1) < sizes[1])
+    label, size = label[allowed], size[allowed]
+    pattern = (label[:, first] == blocks - 1) | (label[:, second] == blocks - 1)
+    same = label[:, first] == label[:, second]
+    if communities:
+        density = np.where(pattern | same, 0.5, core.EDGE_BETWEEN)
+    else:
+        density = np.where(pattern, 0.5, pattern_limit.background_density(sizes))
+    weight = np.where(adjacency[first, second], density, 1 - density).prod(axis=1)
+    # All sizes are alike, and all labellings with the same sizes
+    weight *= np.array([math.factorial(s) for s in range(n)])[size].prod(axis=1)
+    return weight @ (label == blocks - 1) / weight.sum()
+
+
+@pytest.mark.parametrize("communities", [True, False])
+def test_gibbs_sampling_comes_to_the_exact_posterior(communities):
+    rng = np.random.default_rng(0)
+    sizes = (1, 4)
+    adjacencies = [random_adjacency(rng, n) for n in (8, 7)]
+    repeated = [a for a in adjacencies for _ in range(200)]
+    found = pattern_limit.sample_chances(repeated, rng, 60, None, communities, sizes)
+    for i, adjacency in enumerate(adjacencies):
+        exact = exact_posterior(adjacency, communities, sizes)
+        chances = found[200 * i : 200 * i + 200]
+        error = np.std(chances, axis=0) / np.sqrt(200)
+        assert exact.max() > 1.3 * exact.min()
+        assert (np.abs(np.mean(chances, axis=0) - exact) < 4.5 * error + 1e-4).all()
+
+
+def test_chain_keeps_its_counts_and_the_sizes_within_their_range():
+    data = core.PatternData(5, fresh=True)
+    graphs = sorted(data.first(6), key=lambda graph: len(graph.label))
+    adjacencies = [graph.adjacency() for graph in graphs]
+    chain = pattern_limit.ClassChain(adjacencies, np.random.default_rng(1))
+    start = chain.label.clone()
+    sizes = chain.size.clone()
+    for _ in range(50):
+        chain.swap()
+    assert torch.equal(chain.size, sizes)
+    assert not torch.equal(chain.label, start)
+    for _ in range(3):
+        chain.sweep()
+        for i, adjacency in enumerate(adjacencies):
+            label = chain.label[i, : len(adjacency)].numpy()
+            one_hot = label == np.arange(core.COMMUNITIES + 1)[:, None]
+            assert chain.size[:, i].tolist() == one_hot.sum(axis=1).tolist()
+            joined = chain.joined[:, i, : len(adjacency)].numpy()
+            np.testing.assert_array_equal(joined, one_hot.astype(int) @ adjacency)
+            assert not chain.label[i, len(adjacency) :].any()
+        assert chain.size.min() >= core.SIZES[0]
+        assert chain.size.max() < core.SIZES[1]
+    assert not torch.equal(chain.size, sizes)
+
+
+def test_gain_of_a_swap_is_the_ratio_of_the_likelihoods():
+    rng = np.random.default_rng(2)
+    adjacency = random_adjacency(rng, 60)
+    first, second = core.upper_triangle(60)
+
+    def log_likelihood(label):
+        pattern = (label[first] == core.COMMUNITIES) | (label[second] == core.COMMUNITIES)
+        chance = np.where(pattern | (label[first] == label[second]), 0.5, core.EDGE_BETWEEN)
+        return np.log(np.where(adjacency[first, second], chance, 1 - chance)).sum()
+
+    chain = pattern_limit.ClassChain([adjacency], rng)
+    label = chain.label[0].numpy().copy()
+    graphs = chain.graphs
+    for i, j in rng.integers(60, size=(40, 2)):
+        swapped = label.copy()
+        swapped[[i, j]] = label[[j, i]]
+        one, two = torch.tensor([label[i]]), torch.tensor([label[j]])
+        i, j = torch.tensor([i]), torch.tensor([j])
+        gain = chain.gain(graphs, i, j, one, two) + chain.gain(graphs, j, i, two, one)
+        expected = log_likelihood(swapped) - log_likelihood(label)
+        assert float(gain) == pytest.approx(expected, abs=1e-4)
+
+
+def test_joining_a_class_is_as_likely_as_its_sizes():
+    adjacency = np.zeros((8, 8), bool)
+    chain = pattern_limit.ClassChain([adjacency], np.random.default_rng(0), sizes=(1, 4))
+    rest = torch.tensor([2.0, 1, 1, 1, 1, 1])[:, None]
+    found = chain.log_prior(rest, torch.tensor([0]), 0)[:, 0]
+    weight = []
+    for k in range(6):
+        sizes = [int(size) + (j == k) for j, size in enumerate(rest[:, 0])]
+        weight.append(math.prod(math.factorial(size) for size in sizes))
+    expected = torch.tensor(weight).log() - math.log(weight[0])
+    torch.testing.assert_close(found - found[0], expected)
+
+
+def test_posterior_is_the_mean_of_two_chains_and_depends_on_its_arguments():
+    graphs = core.PatternData(1, fresh=True).first(3)
+    found = np.concatenate(pattern_limit.posterior(graphs, 0, 5))
+    adjacencies = [graph.adjacency() for graph in graphs]
+    chains = []
+    for i in (0, 1):
+        chain = pattern_limit.sample_chances(adjacencies, core.stream(0, "init", i), 5)
+        chains.append(np.concatenate(chain))
+    np.testing.assert_allclose(found, np.mean(chains, axis=0))
+    for seed, sweeps in ((1, 5), (0, 6)):
+        other = np.concatenate(pattern_limit.posterior(graphs, seed, sweeps))
+        assert not np.array_equal(found, other)
+
+
+def test_graphs_sampled_in_parts_come_back_in_order():
+    graphs = core.PatternData(1, fresh=True).first(6)
+    adjacencies = [graph.adjacency() for graph in graphs]
+    found = pattern_limit.sample_chances(adjacencies, core.stream(0, "init"), 25, at_once=2)
+    other = pattern_limit.sample_chances(adjacencies, core.stream(1, "init"), 25)
+    for one, two, graph in zip(found, other, graphs, strict=True):
+        assert len(one) == len(two) == len(graph.label)
+        assert np.corrcoef(one, two)[0, 1] > 0.8
+
+
+def test_true_classes_are_right_about_the_pattern():
+    graph = core.PatternData(4, fresh=True)[2]
+    for communities in (True, False):
+        label = pattern_limit.true_classes(graph, np.random.default_rng(0), communities)
+        np.testing.assert_array_equal(label == label.max(), graph.label == 1)
+    sizes = np.bincount(pattern_limit.true_classes(graph, np.random.default_rng(0), True))
+    assert sizes.min() >= core.SIZES[0]
+    assert sizes.max() < core.SIZES[1]
+
+
+def test_totals_and_sizes_are_counted_exactly():
+    totals = [sum(s) for s in itertools.product(range(2, 5), repeat=3)]
+    found = pattern_limit.total_chances(3, (2, 5))
+    np.testing.assert_allclose(found[:13], np.bincount(totals) / len(totals), atol=1e-15)
+    blocks = core.COMMUNITIES + 1
+    draws = [s for s in itertools.product(range(2, 4), repeat=blocks) if sum(s) == 14]
+    counts = np.bincount([s[-1] for s in draws], minlength=15)
+    found = np.exp(pattern_limit.size_prior(14, (2, 4)))
+    assert found == pytest.approx(counts / 2**blocks)
+    rng = np.random.default_rng(0)
+    drawn = [tuple(pattern_limit.draw_sizes(14, 6, rng, (2, 4))) for _ in range(3000)]
+    shares = [drawn.count(s) / 3000 for s in draws]
+    assert sum(shares) == pytest.approx(1)
+    assert max(shares) - min(shares) < 0.04
+    assert pattern_limit.draw_sizes(30, 6, rng) == [5] * 6  # no trial and error
+    assert pattern_limit.draw_sizes(204, 6, rng) == [34] * 6
+
+
+def test_density_outside_the_pattern_is_that_of_drawn_graphs():
+    joined = pairs = 0
+    for graph in core.PatternData(3, fresh=True).first(400):
+        outside = graph.label == 0
+        joined += graph.adjacency()[np.ix_(outside, outside)].sum()
+        pairs += outside.sum() * (outside.sum() - 1)
+    assert abs(joined / pairs - pattern_limit.background_density()) < 0.002
+
+
+def test_rounds_of_message_passing_pair_by_pair():
+    graph = core.PatternData(1)[3]
+    adjacency = graph.adjacency()
+    n = len(adjacency)
+    chance = pattern_limit.mean_field(adjacency, 1)
+    order = adjacency.sum(axis=1).argsort(kind="stable")
+    assert (np.diff(chance[order]) > -1e-12).all()  # the degree alone
+    assert chance.std() > 0.1
+    prior = np.exp(pattern_limit.size_prior(n))
+    share = (prior * np.arange(n + 1)).sum() / prior.sum() / n
+    density = pattern_limit.background_density()
+    second = pattern_limit.mean_field(adjacency, 2)
+    for i in range(n):
+        logit = math.log(share / (1 - share))
+        for j in range(n):
+            likely = density if adjacency[i, j] else 1 - density
+            logit -= (1 - chance[j]) * math.log(likely / 0.5) * (i != j)
+        assert second[i] == pytest.approx(1 / (1 + math.exp(-logit)))
+
+
+def test_threshold_of_the_degree_is_the_best_of_all():
+    train = pattern_limit.benchmark_graphs("fresh", 2, "train", pattern_limit.THRESHOLD_GRAPHS)
+    called = pattern_limit.degree_rule(train, 2)
+    share = np.concatenate([pattern_limit.neighbour_share(graph) for graph in train])
+    label = np.concatenate([graph.label for graph in train])
+    best = pattern_limit.balanced_accuracy(np.concatenate(called), label)
+    for threshold in np.quantile(share, np.linspace(0.01, 0.99, 200)):
+        found = pattern_limit.balanced_accuracy((share > threshold).astype(float), label)
+        assert found <= best + 1e-9
+
+
+def test_scores_by_hand():
+    chance, label = np.array([0.9, 0.1, 0.3, 0.05]), np.array([1, 0, 0, 1])
+    assert pattern_limit.balanced_accuracy(chance, label) == 50
+    expected = 50 * ((0.9 + 0.3) / 1.35 + (0.9 + 0.95) / 2.65)
+    assert pattern_limit.balanced_accuracy(chance, chance) == pytest.approx(expected)
+    many = [chance[:2]] * 32 + [chance[2:]]
+    labels = [label[:2]] * 32 + [label[2:]]
+    assert pattern_limit.averaged_by_batch(many, labels) == 50  # 100 and 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_standard_error_is_that_of_resampled_groups(shared):
+    rng = np.random.default_rng(0)
+    graphs = pattern_limit.benchmark_graphs("shared" if shared else "fresh", 0, "test", 300)
+    chance = [pattern_limit.mean_field(graph.adjacency(), 2) for graph in graphs]
+    groups = {}
+    for i, graph in enumerate(graphs):
+        groups.setdefault(graph.pattern, []).append(i)
+    groups = list(groups.values())
+    scores = []
+    for _ in range(400):
+        drawn = [i for g in rng.integers(len(groups), size=len(groups)) for i in groups[g]]
+        scores.append(
+            pattern_limit.balanced_accuracy(
+                np.concatenate([chance[i] for i in drawn]),
+                np.concatenate([graphs[i].label for i in drawn]),
+            )
+        )
+    assert pattern_limit.standard_error(chance, graphs) == pytest.approx(np.std(scores), rel=0.15)
+
+
+def test_standard_error_over_seeds_is_a_jackknife():
+    class FakeRun:
+        def values(self, arm, metric):
+            return scores if metric == "balanced accuracy" else np.ones(4)
+
+    scores = np.array([1.0, 2, 4, 8])
+    found = pattern_limit.across(FakeRun())
+    assert found["limit's standard error, from the graphs"].tolist() == [0.5] * 4
+    pseudo = [4 * scores.std(ddof=1) - 3 * np.delete(scores, i).std(ddof=1) for i in range(4)]
+    from_seeds = found["limit's standard error, from the seeds"]
+    np.testing.assert_allclose(from_seeds, np.array(pseudo) / 2)
+
+
+# Files of PATTERN graphs, for exp_pattern_limit, exp_pattern_templates and others
+
+
+def as_stored(graphs, x=torch.float32, edge=torch.int64, y=torch.int64):
+    """Graphs as torch_geometric stores them raw."""
+    rows = []
+    for graph in graphs:
+        rows.append(
+            {
+                "x": F.one_hot(torch.from_numpy(graph.feature).long(), core.SYMBOLS).to(x),
+                "edge_index": torch.from_numpy(np.stack(graph.adjacency().nonzero())).to(edge),
+                "y": torch.from_numpy(graph.label).to(y),
+            }
+        )
+    return rows
+
+
+def save_graphs(path, **types):
+    """Write three splits of 2, 3 and 4 graphs; returns them."""
+    splits = {}
+    for count, split in enumerate(core.GRAPHS_PER_PATTERN, start=2):
+        splits[split] = pattern_limit.benchmark_graphs("shared", 3, split, count)
+    torch.save([as_stored(graphs, **types) for graphs in splits.values()], path)
+    return splits
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {},
+        {"x": torch.uint8, "edge": torch.uint8, "y": torch.uint8},
+        {"x": torch.int8, "edge": torch.int16, "y": torch.int8},
+        {"x": torch.bool, "edge": torch.int32, "y": torch.bool},
+        {"x": torch.float16, "y": torch.float32},
+    ],
+    ids=str,
+)
+def test_a_file_is_read_graph_by_graph_whatever_its_types(tmp_path, types):
+    path = tmp_path / "PATTERN_v2.pt"
+    splits = save_graphs(path, **types)
+    source = pattern_limit.data_source(str(path))
+    assert source == core.input_file(str(path))
+    read = pattern_limit.read_graphs(source)
+    assert list(read) == list(splits)
+    for split, graphs in splits.items():
+        for one, other in zip(read[split], graphs, strict=True):
+            for name in ("edges", "feature", "label"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+                assert getattr(one, name).dtype == np.uint8
+    drawn = [pattern_limit.benchmark_graphs(source, seed, "test", 3) for seed in range(6)]
+    assert len({tuple(len(graph.label) for graph in graphs) for graphs in drawn}) > 1
+    with pytest.raises(core.UsageError, match="--val-graphs 4: the val split has 3"):
+        pattern_limit.benchmark_graphs(source, 0, "val", 4)
+
+
+def test_benchmark_graphs_are_the_shuffled_data():
+    for data, fresh in (("shared", False), ("fresh", True)):
+        graphs = pattern_limit.benchmark_graphs(data, 5, "val", 7)
+        others = core.shuffled(core.PatternData(5, "val", fresh=fresh), 7)
+        for one, other in zip(graphs, others, strict=True):
+            np.testing.assert_array_equal(one.edges, other.edges)
+
+
+def bad_rows():
+    """{part of the message: the stored row changed so that it is named}."""
+    good = as_stored(core.PatternData(0).first(1))[0]
+    n = len(good["y"])
+    hidden = int(good["y"].sum())
+    no_edges = torch.empty(2, 0, dtype=torch.int64)
+    below = torch.tensor([[0, -1], [-1, 0]], dtype=torch.int8)
+    changes = {
+        "0 nodes, where PATTERN has 30 to 204": {"x": torch.zeros(0, 3)},
+        "one-hot [n, 3]": {"x": torch.ones(n, 3)},
+        "x is not one-hot": {"x": torch.zeros(n, 4)},
+        "x is not": {"x": torch.zeros(n, 3, dtype=torch.int8)},
+        "y is not a class": {"y": torch.full((n,), 2)},
+        "y is not a class 0 or 1": {"y": good["y"][1:]},
+        "0 nodes of class 1, where PATTERN has 5 to 34": {"y": torch.zeros(n, dtype=torch.int64)},
+        f"{n} nodes of class 1": {"y": torch.ones(n, dtype=torch.uint8)},
+        "4 nodes of class 1": {"y": good["y"] * (good["y"].cumsum(0) <= 4)},
+        f"{n - 34} nodes of class 1": {"y": (torch.arange(n) >= 34) * 1},
+        "no edges": {"edge_index": no_edges},
+        "no edges ": {"edge_index": no_edges.float()},
+        "numbers that are no nodes": {"edge_index": torch.tensor([[0, n], [n, 0]])},
+        f"which are 0 to {n - 1}": {"edge_index": below},
+        "edge_index is not [2, E]": {"edge_index": good["edge_index"].T},
+        "edge_index is not [2, E] of": {"edge_index": torch.ones(2, 4)},
+        "one way only": {"edge_index": torch.tensor([[0], [1]])},
+        "from a node to itself": {"edge_index": torch.zeros(2, 1, dtype=torch.int64)},
+        "not a dict of": {"y": None},
+    }
+    assert hidden >= 5
+    rows = {}
+    for reason, change in changes.items():
+        row = good | change
+        rows[reason] = {key: value for key, value in row.items() if value is not None}
+    return rows
+
+
+@pytest.mark.parametrize("reason", bad_rows())
+def test_a_graph_of_another_form_is_named_in_one_line(tmp_path, reason):
+    rows = as_stored(core.PatternData(0).first(2))
+    path = tmp_path / "graphs.pt"
+    torch.save([rows, rows, [rows[1], bad_rows()[reason]]], path)
+    with pytest.raises(core.UsageError) as error:
+        pattern_limit.read_graphs(core.input_file(str(path)))
+    message = str(error.value)
+    assert f"--data {path}: graph 1 of test: " in message
+    assert reason.strip() in message
+    assert "\n" not in message
+
+
+class Hostile:
+    """Would end Python if it were unpickled."""
+
+    def __reduce__(self):
+        return sys.exit, (3,)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps(Hostile()), "two", "rows", "cut"])
+def test_a_file_that_is_no_list_of_graphs_is_refused(tmp_path, content):
+    path = tmp_path / "graphs.pt"
+    rows = as_stored(core.PatternData(0).first(2))
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        stored = {"two": [rows, rows], "rows": [rows, rows, 3], "cut": [rows, rows, rows]}
+        torch.save(stored[content], path)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(core.UsageError, match="--data ") as error:
+        pattern_limit.read_graphs(core.input_file(str(path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_bad_file_ends_the_script_with_status_2_and_one_line(tmp_path):
+    rows = as_stored(core.PatternData(0).first(2))
+    rows[1]["y"] = torch.zeros_like(rows[1]["y"])
+    path = tmp_path / "graphs.pt"
+    torch.save([rows, rows, rows], path)
+    reasons = {path: "graph 1 of train: 0 nodes of class 1", tmp_path: "not a regular file"}
+    for where, reason in reasons.items():
+        command = [sys.executable, "exp_pattern_limit.py", "--smoke", "--data", str(where)]
+        done = subprocess.run(command, cwd="/work/main", capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert reason in done.stderr
+        assert done.stdout == ""
+
+
+def places_by_hand(pattern, adjacency, feature):
+    """All induced places of a pattern, node by node: a set of tuples."""
+    found = [()]
+    for node, symbol in enumerate(pattern.feature):
+        longer = []
+        for place in found:
+            for x in np.flatnonzero(feature == symbol).tolist():
+                fits = [adjacency[x, y] == pattern.adjacency[node, v] for v, y in enumerate(place)]
+                if x not in place and all(fits):
+                    longer.append((*place, x))
+        found = longer
+    return set(found)
+
+
+@pytest.mark.parametrize(("n", "size"), [(12, 5), (40, 6), (70, 4), (130, 3), (30, 1)])
+def test_search_finds_all_induced_places(n, size):
+    rng = np.random.default_rng(n)
+    upper = np.triu(rng.random((n, n)) < 0.5, 1)
+    adjacency = upper | upper.T
+    feature = rng.integers(core.SYMBOLS, size=n, dtype=np.uint8)
+    where = rng.permutation(n)[:size]
+    pattern = core.Pattern(adjacency[np.ix_(where, where)], feature[where])
+    order = templates.search_order(pattern)
+    assert sorted(order) == list(range(size))
+    bits = templates.bit_graph(adjacency, feature)
+    expected = places_by_hand(pattern, adjacency, feature)
+    assert tuple(where.tolist()) in expected
+    for look_ahead in (1, 4, 99):
+        for some in (order, list(range(size))):
+            found = templates.find_places(pattern, some, bits, look_ahead)
+            assert len(found) == len(expected)
+            assert set(map(tuple, found.tolist())) == expected
+    other = core.Pattern(pattern.adjacency, (pattern.feature + 1) % core.SYMBOLS)
+    found = templates.find_places(other, order, bits)
+    assert set(map(tuple, found.tolist())) == places_by_hand(other, adjacency, feature)
+
+
+def test_bits_are_listed_set_by_set():
+    rng = np.random.default_rng(0)
+    for n in (5, 64, 130, 204):
+        keep = rng.random((7, n)) < 0.2
+        keep[3] = False
+        sets, nodes = templates.list_bits(templates.pack_words(keep).T)
+        expected = np.nonzero(keep)
+        np.testing.assert_array_equal(sets, expected[0])
+        np.testing.assert_array_equal(nodes, expected[1])
+
+
+def graph_log_likelihood(adjacency, on):
+    """Of the edges if pairs that touch the pattern have density 0.5, all others one density."""
+    first, second = np.triu_indices(len(adjacency), 1)
+    density = np.where(on[first] | on[second], 0.5, pattern_limit.background_density())
+    return np.log(np.where(adjacency[first, second], density, 1 - density)).sum()
+
+
+def test_places_are_weighed_by_how_likely_they_make_the_graph():
+    graphs = [g for g in core.PatternData(0, fresh=True).first(200) if g.label.sum() < 8]
+    graph = min(graphs, key=lambda graph: len(graph.label))
+    adjacency = graph.adjacency()
+    n = len(adjacency)
+    rng = np.random.default_rng(0)
+    patterns = [templates.shown_pattern(graph)]
+    while len(patterns) < 4:
+        pattern = core.draw_pattern(rng)
+        if 6 <= len(pattern.feature) <= 7:
+            patterns.append(pattern)
+    orders = [templates.search_order(pattern) for pattern in patterns]
+    guess = pattern_limit.mean_field(adjacency, 3)
+    chance, number = templates.weigh_places(graph, patterns, orders, guess)
+    logs = []
+    rows = []
+    for k, pattern in enumerate(patterns):
+        size = len(pattern.feature)
+        places = places_by_hand(pattern, adjacency, graph.feature)
+        assert number.get(k, 0) == len(places)
+        for place in places:
+            on = np.isin(np.arange(n), place)
+            given = size * math.log(3) - math.comb(size, 2) * math.log(0.5)
+            orders_of_nodes = math.lgamma(n + 1) - math.lgamma(n - size + 1)
+            prior = math.log(pattern_limit.total_chances(core.COMMUNITIES)[n - size])
+            logs.append(graph_log_likelihood(adjacency, on) + given - orders_of_nodes + prior)
+            rows.append(on)
+    weight = np.exp(np.array(logs) - max(logs))
+    assert len(logs) > 5
+    expected = weight @ np.array(rows) / weight.sum()
+    np.testing.assert_allclose(chance, expected, rtol=1e-6, atol=1e-9)
+    nothing = core.Pattern(~np.eye(30, dtype=bool), np.zeros(30, np.uint8))
+    order = templates.search_order(nothing)
+    assert templates.weigh_places(graph, [nothing], [order], guess) == (guess, {})
+
+
+def test_a_large_pattern_ends_the_search():
+    graphs = pattern_limit.benchmark_graphs("shared", 0, "test", 20)
+    graph = next(graph for graph in graphs if graph.label.sum() >= templates.LARGE)
+    patterns = [core.known_pattern(0, k) for k in range(core.PATTERNS)]
+    orders = [templates.search_order(pattern) for pattern in patterns]
+    guess = pattern_limit.mean_field(graph.adjacency(), 3)
+    chance, number = templates.weigh_places(graph, patterns, orders, guess)
+    np.testing.assert_allclose(chance, graph.label)
+    assert list(number) == [graph.pattern]
+
+
+def test_patterns_are_the_same_in_any_order_of_their_nodes():
+    rng = np.random.default_rng(0)
+    patterns = [core.known_pattern(1, k) for k in range(6)]
+    # Cycles of 6 and two of 3: all nodes look alike from their neighbours
+    cycle = np.roll(np.eye(6, dtype=bool), 1, axis=1)
+    triangles = np.kron(np.eye(2, dtype=bool), np.roll(np.eye(3, dtype=bool), 1, axis=1))
+    for directed in (cycle, triangles):
+        patterns.append(core.Pattern(directed | directed.T, np.zeros(6, np.uint8)))
+    shuffled = []
+    for pattern in patterns * 4:
+        order = rng.permutation(len(pattern.feature))
+        adjacency = pattern.adjacency[np.ix_(order, order)]
+        shuffled.append(core.Pattern(adjacency, pattern.feature[order]))
+    assert templates.sort_nodes(patterns[-1])[0] == templates.sort_nodes(patterns[-2])[0]
+    assert len(templates.different(shuffled)) == len(patterns)
+
+
+def test_training_graphs_show_the_true_patterns():
+    graphs = pattern_limit.benchmark_graphs("shared", 2, "train", 300)
+    patterns = templates.different([templates.shown_pattern(graph) for graph in graphs])
+    shown = len({graph.pattern for graph in graphs})
+    assert len(patterns) == templates.count_true(patterns, 2) == shown > 80
+    assert templates.count_true(patterns, 3) == 0
+
+
+def test_scores_by_size_pool_the_graphs_of_that_size():
+    graphs = pattern_limit.benchmark_graphs("fresh", 0, "test", 30)
+    perfect = [graph.label.astype(float) for graph in graphs]
+    wrong = [1 - chance if len(chance) % 2 else chance for chance in perfect]
+    assert templates.score(perfect, graphs) == 100
+    sizes = (5, 13)
+    some = [i for i, graph in enumerate(graphs) if graph.label.sum() <= 13]
+    expected = pattern_limit.balanced_accuracy(
+        np.concatenate([wrong[i] for i in some]), np.concatenate([perfect[i] for i in some])
+    )
+    assert 0 < templates.score(wrong, graphs, sizes) == expected < 100
+    assert np.isnan(templates.score(wrong, graphs, (99, 100)))
+
+
+def test_a_killed_search_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
+    config = argparse.Namespace(data="shared", train_graphs=20, test_graphs=5, sweeps=5)
+    job = core.Job(torch.device("cpu"), 1, core.Checkpoint(tmp_path / "trial.checkpoint"))
+    whole = templates.trial(config, 0, core.Job(torch.device("cpu"), 1, None))
+    weigh_places = templates.weigh_places
+    calls = []
+
+    def weigh_some(*arguments):
+        calls.append(len(calls))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return weigh_places(*arguments)
+
+    monkeypatch.setattr(templates, "weigh_places", weigh_some)
+    with pytest.raises(KeyboardInterrupt):
+        templates.trial(config, 0, job)
+    resumed = templates.trial(config, 0, job)
+    assert len(calls) == 6  # three before, the one that was cut, two after
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value)
+
+
+def almost_without_edges(graph):
+    """The graph as stored, with one edge left."""
+    return {
+        "x": F.one_hot(torch.from_numpy(graph.feature).long(), core.SYMBOLS),
+        "edge_index": torch.tensor([[0, 1], [1, 0]], dtype=torch.uint8),
+        "y": torch.from_numpy(graph.label),
+    }
+
+
+def test_a_graph_with_hardly_any_edges_is_named_and_not_searched_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(templates, "MOST_MATCHES", 100_000)
+    graphs = pattern_limit.benchmark_graphs("shared", 0, "train", 3)
+    path = tmp_path / "graphs.pt"
+    torch.save([[almost_without_edges(graph) for graph in graphs]] * 3, path)
+    source = pattern_limit.data_source(str(path))
+    config = argparse.Namespace(data=source, train_graphs=3, test_graphs=3, sweeps=5)
+    with pytest.raises(core.UsageError, match=r"over 100,000 partial matches in a graph of \d+"):
+        templates.trial(config, 0, core.Job(torch.device("cpu"), 1, None))
+
+
+def test_a_files_patterns_are_looked_for_in_its_test_graphs(tmp_path):
+    """The same numbers as for the generated graphs, and stored as small integers."""
+    splits = []
+    for split, count in (("train", 12), ("val", 1), ("test", 3)):
+        rows = []
+        for graph in pattern_limit.benchmark_graphs("shared", 0, split, count):
+            edges = torch.from_numpy(np.stack(graph.adjacency().nonzero())).to(torch.uint8)
+            rows.append(almost_without_edges(graph) | {"edge_index": edges})
+        splits.append(rows)
+    path = tmp_path / "graphs.pt"
+    torch.save(splits, path)
+    source = pattern_limit.data_source(str(path))
+    job = core.Job(torch.device("cpu"), 1, None)
+    config = argparse.Namespace(data=source, train_graphs=12, test_graphs=3, sweeps=5)
+    found = templates.trial(config, 0, job)
+    config.data = "shared"
+    generated = templates.trial(config, 0, job)
+    assert found["kept patterns"] == generated["kept patterns"]
+    for name in ("balanced accuracy", "large only", "message passing"):
+        assert found[name] == pytest.approx(generated[name])
+    assert np.isnan(found["true patterns"])
+
+
+@pytest.mark.parametrize("change", ["one class", "no edges"])
+def test_a_bad_graph_ends_the_script_with_status_2_and_one_line(tmp_path, change):
+    rows = []
+    for graph in pattern_limit.benchmark_graphs("shared", 0, "train", 2):
+        rows.append(almost_without_edges(graph))
+    if change == "one class":
+        rows[1]["y"] = torch.zeros_like(rows[1]["y"])
+    else:
+        rows[1]["edge_index"] = torch.empty(2, 0)
+    path = tmp_path / "graphs.pt"
+    torch.save([rows, rows, rows], path)
+    command = [sys.executable, "exp_pattern_templates.py", "--no-log", "--data", str(path)]
+    done = subprocess.run(command, cwd="/work/main", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert f"{path}: graph 1 of train: " in done.stderr
+    assert done.stdout == ""
+
+
+def coloring_config(**settings):
+    _, base, _ = core.parse(coloring.parser, [])
+    return argparse.Namespace(**base | {"layers": 3, "dim": 6, "pair_dim": 5} | settings)
+
+
+def coloring_model(pairs, **settings):
+    torch.manual_seed(0)
+    config = coloring_config(**settings)
+    powers = coloring.Powers(pairs, normalised=True)
+    return coloring.make_model(config, powers), config
+
+
+@pytest.mark.parametrize("content", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+def test_edge_bias_attention_of_pyramids_against_numpy(content, biased):
+    """Each pyramid by itself, so that nothing leaks from one to another."""
+    pairs = PyramidPairs([3, 2], 2)
+    torch.manual_seed(0)
+    attention = coloring.EdgeBiasAttention(6, 4, content, biased)
+    x = torch.randn(pairs.total, 6)
+    features = torch.randn(len(pairs.label), 4)
+    found = attention(x, (pairs, features)).detach()
+    expected = np.zeros((pairs.total, 6))
+    first = 0
+    for i, n in enumerate((6, 3)):
+        own = x[first : first + n]
+        edge = features[pairs.number == i].view(n, n, 4)
+        for head in range(2):
+            part = slice(3 * head, 3 * head + 3)
+            logits = np.zeros((n, n))
+            if content:
+                query, key = (
+                    f(own).detach().numpy()[:, part] for f in (attention.query, attention.key)
+                )
+                logits += query @ key.T / math.sqrt(3)
+            if biased:
+                logits += attention.bias(edge).detach().numpy()[:, :, head]
+            value = attention.value(own).detach().numpy()[:, part]
+            expected[first : first + n, part] = special.softmax(logits, axis=1) @ value
+        first += n
+    expected = attention.out(torch.from_numpy(expected).float()).detach()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weights = attention.weights(x, (pairs, features))
+    assert (weights[:, ~pairs.keep] == 0).all()
+    assert torch.allclose(weights.sum(2), torch.ones(2, pairs.total))
+
+
+@pytest.mark.parametrize("model", ["edge-bias", "bias-only", "content", "simple", "feed-forward"])
+@pytest.mark.parametrize("feedforwards", ["shared", "own"])
+def test_a_pyramid_does_not_see_the_others(model, feedforwards):
+    together = PyramidPairs([3, 4], 2)
+    alone = PyramidPairs([4], 2)
+    network, _ = coloring_model(together, model=model, feedforwards=feedforwards)
+    torch.testing.assert_close(
+        network(together)[together.number == 1], network(alone), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("feedforwards", "count"), [("shared", 1), ("own", 3)])
+@pytest.mark.parametrize("model", ["edge-bias", "simple"])
+def test_number_of_pair_feedforwards_and_weights(model, feedforwards, count):
+    pairs = PyramidPairs([3], 2)
+    network, config = coloring_model(pairs, model=model, feedforwards=feedforwards)
+    own = [p for name, p in network.named_parameters() if p.dim() == 2 and "readout" not in name]
+    e, d, layers = config.pair_dim, config.dim, config.layers
+    if model == "simple":
+        assert sum(p.numel() for p in own) == 3 * e + 8 * e**2 * count + 2 * e * layers
+        assert math.isnan(coloring.weights_over_formula(config, network))
+        return
+    formula = 8 * e**2 * count + layers * (4 * d**2 + 8 * d**2)
+    counted = formula + 2 * e * layers
+    assert coloring.weights_over_formula(config, network) == pytest.approx(counted / formula)
+
+
+def test_macs_of_the_simple_transformer():
+    pairs = PyramidPairs([4], 2)
+    network, config = coloring_model(pairs, model="simple", feedforwards="own")
+    n, e = 10, config.pair_dim
+    per_layer = 8 * n**2 * e**2 + 2 * n**2 * e + n**3
+    assert coloring.count_macs(network, pairs) == 3 * per_layer + n**2 * (3 * e + 2 * e)
+
+
+def test_measures_of_collapse_against_scipy():
+    pairs = PyramidPairs([4], 2)
+    network, _ = coloring_model(pairs)
+    states = [x.detach().numpy() for x in network.run_layers(pairs)]
+    spread = [distance.pdist(x).mean() / np.linalg.norm(x, axis=1).mean() for x in states]
+    np.testing.assert_allclose(coloring.spread_by_layer(network, pairs), spread, rtol=1e-4)
+    kept = coloring.distance_kept_by_layer(network, pairs)
+    layer = network.layers[0]
+    x = layer.norm1(torch.from_numpy(states[0]))
+    weights = layer.mixing.weights(x, network.pair_states(pairs)[0]).detach().numpy()
+    ratios = [distance.pdist(w @ x.detach().numpy()).mean() for w in weights]
+    assert kept[0] == pytest.approx(np.mean(ratios) / distance.pdist(x.detach()).mean(), rel=1e-4)
+    assert coloring.slope(np.log([8.0, 4.0, 2.0])) == pytest.approx(-math.log(2))
+    simple, _ = coloring_model(pairs, model="simple")
+    assert np.isnan(coloring.distance_kept_by_layer(simple, pairs)).all()
+
+
+def test_fixed_averages_leave_equal_nodes_equal():
+    """Whatever the bias: the exact reason why nodes need an input of their own."""
+    pairs = PyramidPairs([4], 2)
+    network, _ = coloring_model(pairs, model="bias-only")
+    same = torch.randn(1, 6).repeat(pairs.total, 1)
+    for layer, state in zip(network.layers, network.pair_states(pairs), strict=True):
+        same = layer(same, state)
+    assert (same - same[0]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("base", "receptive_field"), [(3, 1), (4, 2), (5, 2)])
+def test_best_score_by_a_dictionary_of_exact_vectors(base, receptive_field):
+    pyramid = core.pyramid(base)
+    n = len(pyramid.row)
+    neighbours = [[] for _ in range(n)]
+    for i, j in pyramid.edges.tolist():
+        neighbours[i].append(j)
+        neighbours[j].append(i)
+    counts = {}
+    total = [0, 0]
+    for i in range(n):
+        walk = {i: Fraction(1)}
+        vectors = [[] for _ in range(n)]
+        for _ in range(receptive_field + 1):
+            for j in range(n):
+                vectors[j].append(walk.get(j, Fraction(0)))
+            ahead = {}
+            for a, share in walk.items():
+                for b in neighbours[a]:
+                    ahead[b] = ahead.get(b, 0) + share / len(neighbours[a])
+            walk = ahead
+        for j in range(n):
+            if i != j:
+                same = int(pyramid.colour[i] == pyramid.colour[j])
+                counts.setdefault(tuple(vectors[j]), [0, 0])[same] += 1
+                total[same] += 1
+    best = sum(max(Fraction(c[0], total[0]), Fraction(c[1], total[1])) for c in counts.values()) / 2
+    assert coloring.best_score(base, receptive_field) == pytest.approx(float(best), abs=1e-12)
+
+
+def test_odd_width_is_refused():
+    with pytest.raises(core.UsageError, match="--dim 5"):
+        coloring.EdgeBiasAttention(5, 4, True, True)
+
+
+ACTIVATIONS = ["none", "relu", "softmax", "normalised"]
+
+
+def dense_powers(base, receptive_field):
+    """The powers of one pyramid by NumPy [n, n, r + 1], and its same-colour matrix."""
+    pyramid = core.pyramid(base)
+    n = len(pyramid.row)
+    adjacency = np.zeros((n, n))
+    for i, j in pyramid.edges:
+        adjacency[i, j] = adjacency[j, i] = 1
+    step = adjacency / adjacency.sum(1, keepdims=True)
+    powers = [np.linalg.matrix_power(step, k) for k in range(receptive_field + 1)]
+    return np.stack(powers, axis=2), pyramid.colour[:, None] == pyramid.colour, adjacency
+
+
+@pytest.mark.parametrize("bases", [[3], [4, 2, 3]])
+def test_pairs_of_pyramids_against_numpy(bases):
+    pairs = path_attention.PyramidPairs(bases, 3)
+    powers, labels, beyond, nodes, number = [], [], [], [], []
+    for i, base in enumerate(bases):
+        dense, same, adjacency = dense_powers(base, 3)
+        n = len(same)
+        own = np.eye(n, dtype=bool)
+        powers.append(dense.reshape(n * n, -1))
+        labels.append(np.where(own, core.IGNORED, same).flatten())
+        beyond.append(((adjacency == 0) & ~own).flatten())
+        nodes += [n] * n * n
+        number += [i] * n * n
+    np.testing.assert_allclose(pairs.powers, np.concatenate(powers), atol=1e-6)
+    assert np.array_equal(pairs.label, np.concatenate(labels))
+    assert np.array_equal(pairs.beyond, np.concatenate(beyond))
+    assert pairs.nodes.tolist() == nodes
+    assert pairs.number.tolist() == number
+    matrix = pairs.matrix(torch.arange(1.0, len(nodes) + 1))
+    assert torch.equal(pairs.pack(matrix), torch.arange(1.0, len(nodes) + 1))
+    assert torch.equal(matrix != 0, pairs.keep)
+    colours = [c for base in bases for c in core.pyramid(base).colour]
+    marked = pairs.corner.sum(1) == 1
+    assert marked.sum() == 3 * len(bases)
+    assert torch.equal(pairs.corner.sum(1)[~marked], torch.zeros(int((~marked).sum())))
+    assert pairs.corner.argmax(1)[marked].tolist() == np.array(colours)[marked].tolist()
+
+
+@pytest.mark.parametrize("weights", [1, 2])
+@pytest.mark.parametrize("attention", ["path", "cluster"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_pair_layer_against_sums_over_the_third_node(activation, attention, weights):
+    """Each pyramid by itself, in NumPy: so nothing leaks from one pyramid to another, either."""
+    bases = [3, 4]
+    pairs = path_attention.PyramidPairs(bases, 1)
+    torch.manual_seed(0)
+    mixing = path_attention.PairAttention(5, attention, weights, activation)
+    layer = path_attention.PairLayer(core.FeedForward(5, 20), mixing).double()
+    pairs.nodes = pairs.nodes.double()
+    x = torch.randn(len(pairs.label), 5, dtype=torch.float64)
+    inner = (x + layer.feedforward(x)).detach().numpy()
+    first = mixing.first.weight[0].detach().numpy()
+    second = mixing.second.weight[0].detach().numpy()
+    assert np.array_equal(first, second) == (weights == 1)
+    expected = []
+    for i in range(len(bases)):
+        part = inner[pairs.number.numpy() == i]
+        n = int(np.sqrt(len(part)))
+        edge = part.reshape(n, n, 5)
+        product = np.zeros((n, n))
+        for a in range(n):
+            for b in range(n):
+                for m in range(n):
+                    other = edge[m, b] if attention == "path" else edge[b, m]
+                    product[a, b] += (edge[a, m] @ first) * (other @ second)
+        score = {
+            "none": product / n,
+            "relu": np.maximum(product, 0) / n,
+            "softmax": special.softmax(product, axis=1),
+            "normalised": (product - product.mean()) / (product.std(ddof=1) + 1e-5),
+        }[activation]
+        expected.append(part + score.reshape(n * n, 1))
+    found = layer(x, pairs).detach()
+    np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-6, atol=1e-9)
+
+
+def test_without_attention_pairs_beyond_neighbours_get_one_answer():
+    settings = base_settings(path_attention) | {"attention": "none", "largest_base": 4}
+    assert run_trial(path_attention, settings)["score, beyond"] == 0.5
+
+
+def test_training_lowers_the_loss_and_scores_21_times():
+    pairs = path_attention.PyramidPairs([3, 4], 2)
+    config = argparse.Namespace(**base_settings(path_attention) | {"receptive_field": 2, "dim": 8})
+    with core.initialised_from(0):
+        model = path_attention.PairClassifier(config, pairs.powers.mean(0), pairs.powers.std(0))
+    before = core.class_weighted_cross_entropy(model(pairs), pairs.label)
+    curve = path_attention.train_on_pairs(model, pairs, pairs, 1e-2, 60)
+    after = core.class_weighted_cross_entropy(model(pairs), pairs.label)
+    assert curve.shape == (21,)
+    assert after < 0.8 * before
+    assert curve[-1] == path_attention.score(model, pairs, pairs.label)
