@@ -28,7 +28,7 @@ Rule        12 paired seeds. A check holds if its 95% interval lies inside its b
             notebook leaves open. Can learn the trained pyramids: above 0.95. Can answer beyond
             neighbours: above 0.6. Differ little: by less than 0.05, in the mean over activations
             and weights.
-Cost        12 min on 2 cores; `--activation softmax --seeds 3` 1 min
+Cost        7 min on 2 cores; `--activation softmax --seeds 3` 1 min
 """
 
 import core
@@ -365,7 +365,7 @@ def plot(run):
         "score": core.draw_points(
             run,
             "score, next",
-            "Score on the next pyramid by attention, weights and activation",
+            "One weight does about as well as two; normalised scores carry over best",
             "Score on the next pyramid by arm",
             "balanced accuracy on the pairs of the next pyramid",
             levels={"no better than chance": 0.5},
@@ -373,7 +373,7 @@ def plot(run):
         "curves": core.draw_curves(
             run,
             "score by step",
-            "Score on the next pyramid while training",
+            "What carries over to the next pyramid is settled early in training",
             "Score on the next pyramid while training",
             "training steps, in twentieths",
             "balanced accuracy",
