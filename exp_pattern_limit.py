@@ -667,7 +667,7 @@ def draw_accuracy(run):
     figure = core.draw_points(
         run,
         "balanced accuracy",
-        "What a rule scores that does not know the patterns, and what was published",
+        "No rule that does not know the patterns passes 86.8 on average; 88.66 was published",
         "Balanced accuracy by what a rule uses, and published scores",
         "pooled balanced accuracy, points",
     )
@@ -685,7 +685,7 @@ def draw_calibration(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "Gibbs sampling gives calibrated chances, message passing overstates them",
+        "Gibbs sampling gives calibrated chances, message passing does not",
         "Share of nodes on the pattern less the chance they were given, by tenth of the chance",
     )
     axis = axes[0, 0]
