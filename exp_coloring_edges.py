@@ -479,7 +479,7 @@ def plot(run):
         "score": core.draw_points(
             run,
             "score, next",
-            "Score on the next pyramid by arm: transformers on pairs and on nodes",
+            "A transformer on pairs colours the next pyramid better than one on nodes",
             "Score on the next pyramid by arm",
             "balanced accuracy on the pairs of the next pyramid",
             levels={
@@ -498,7 +498,7 @@ def draw_collapse(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "Spread of nodes or pairs by layer, before training and after it",
+        "Averaging takes most of the distances before training; training undoes it",
         "Spread of nodes or pairs, and distance that averaging keeps, by layer",
         columns=2,
         width=9.0,
