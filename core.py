@@ -1774,6 +1774,15 @@ def write_file(path, content):
             os.close(folder)
 
 
+def plain_numbers(state):
+    """The same lists and dicts with NumPy's numbers as Python's, which a file may hold."""
+    if isinstance(state, dict):
+        return {key: plain_numbers(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(plain_numbers(value) for value in state)
+    return state.item() if isinstance(state, np.generic) else state
+
+
 class Checkpoint:
     """The state of a trial in progress: tensors, numbers, texts, in lists and dicts."""
 
@@ -1788,7 +1797,7 @@ class Checkpoint:
     def save(self, state):
         """Replace the state."""
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(plain_numbers(state), buffer)
         write_file(self.path, buffer.getvalue())
         self.saved = time.monotonic()
 

@@ -35,7 +35,7 @@ Rule        5 paired seeds of other weights and inputs, which matter to times on
             a model with an edge bias and own feed-forwards of the same sizes (in the first arm a
             copy of itself). Product over heads, time over heads: operations and time of the n^3
             over those of the two heads.
-Cost        2 min on 1 core; nothing else may compute meanwhile; `--nodes 64` under 1 min
+Cost        3 min on 1 core; nothing else may compute meanwhile; `--nodes 64` under 1 min
 """
 
 import math
@@ -433,7 +433,7 @@ def draw_operations(run):
     """Share of each part in the operations, one bar per arm."""
     figure, axes = core.new_figure(
         run,
-        "Where the operations of a forward pass go, by arm",
+        "Pairs take most operations, unless one edge feed-forward serves all layers",
         "Share of each part in the operations of a forward pass",
         height=0.32 * len(run.arms) + 2.2,
     )
@@ -456,7 +456,7 @@ def draw_times(run):
     """Time of a forward pass by the number of nodes, every seed a dot."""
     figure, axes = core.new_figure(
         run,
-        "Time of both transformers, with own and with shared edge feed-forwards",
+        "One shared edge feed-forward saves more the larger the graph",
         "Time of a forward pass by the number of nodes",
         width=6.5,
         height=4.0,

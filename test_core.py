@@ -2155,10 +2155,11 @@ def test_damaged_records_are_reported_and_computed_again(lab, capsys):
 def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path, capsys):
     checkpoint = core.Checkpoint(tmp_path / "a.checkpoint")
     assert checkpoint.load() is None
-    state = {"w": torch.arange(3.0), "epoch": 2, "names": ["a"]}
+    state = {"w": torch.arange(3.0), "epoch": 2, "names": ["a"], "curve": [np.float64(0.1)]}
     checkpoint.save(state)
     loaded = checkpoint.load()
     assert torch.equal(loaded["w"], state["w"]) and loaded["epoch"] == 2
+    assert loaded["curve"] == [0.1]
     content = checkpoint.path.read_bytes()
     bomb = tmp_path / "exploded"
     for bad in (content[:-40], b"", b"text", pickle.dumps(Bomb(bomb))):

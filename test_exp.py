@@ -1727,7 +1727,7 @@ class CheckpointThatIsCut(core.Checkpoint):
 
 
 @pytest.mark.parametrize("module", [pattern_benchmark, pattern_memory], ids=["benchmark", "memory"])
-def test_a_full_size_trial_resumes_to_the_same_bits(module, tmp_path):
+def test_a_full_size_trial_resumes_to_the_same_bits(module, tmp_path, capsys):
     config = argparse.Namespace(**base_settings(module) | {"epochs": 4})
     cpu = torch.device("cpu")
     whole = module.trial(config, 0, core.Job(cpu, 1, core.Checkpoint(tmp_path / "whole")))
@@ -1736,6 +1736,7 @@ def test_a_full_size_trial_resumes_to_the_same_bits(module, tmp_path):
         module.trial(config, 0, core.Job(cpu, 1, cut))
     resumed = module.trial(config, 0, core.Job(cpu, 1, core.Checkpoint(tmp_path / "cut")))
     assert (tmp_path / "cut").exists()
+    assert capsys.readouterr().err == ""  # a checkpoint that cannot be read is reported
     one = numbers(whole)
     other = numbers(resumed)
     for name in one:
