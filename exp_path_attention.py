@@ -365,7 +365,7 @@ def plot(run):
         "score": core.draw_points(
             run,
             "score, next",
-            "One weight does about as well as two; normalised scores carry over best",
+            "One weight learns the relation; normalised with two weights scores best",
             "Score on the next pyramid by arm",
             "balanced accuracy on the pairs of the next pyramid",
             levels={"no better than chance": 0.5},
