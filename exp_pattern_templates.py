@@ -25,7 +25,7 @@ Rule        6 paired seeds: 500 test graphs with shared, 40 with fresh patterns.
             Kept patterns and true patterns among them: 100 each. By size: over 99.9 for 14 nodes or
             more, over 99 for 11 to 13, over 95 for 8 to 10, above the limit for 5 to 7. Large only:
             over 93 on shared patterns, and no graph with a place of 14 nodes or more on fresh ones.
-Cost        about 15 min on 2 cores; `--test-graphs 40` 5 min
+Cost        9 min on 2 cores; `--test-graphs 40` 5 min
 """
 
 import math
