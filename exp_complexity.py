@@ -479,7 +479,8 @@ def draw_times(run):
     ticks = sorted({settings["nodes"] for settings in run.arms.values()})
     axis.set_xticks(ticks, ticks)
     axis.minorticks_off()
-    axis.legend(fontsize=9)
+    if axis.lines:
+        axis.legend(fontsize=9)
     return figure
 
 
