@@ -75,7 +75,7 @@ parser.add_argument(
 )
 
 ARMS = {  # the baseline first; a run with flags takes these
-    "without distance": {},
+    "without distance": {}
 }
 ABLATIONS = {  # what else the claims read, without distance where the name does not say it
     "32 patterns": {"order": "shuffled"},

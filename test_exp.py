@@ -27,7 +27,11 @@ import exp_gating_speed
 import exp_gin_batchnorm
 import exp_gin_emulation as gin_emulation
 import exp_gin_vs_gating
+import exp_logic_blowup as blowup
 import exp_logic_circuit as circuit
+import exp_logic_gates as logic_gates
+import exp_logic_relu as relu
+import exp_logic_start as logic_start
 import exp_masking as masking
 import exp_palindrome as palindrome
 import exp_path_attention as path_attention
@@ -180,6 +184,23 @@ EFFECTS = {
         "graphs": ({}, 3),
         "epochs": ({}, 16),
     },
+    "exp_logic_blowup": {
+        "gates": ({}, "two"),
+        "normalise": ({}, "softmax"),
+        "operands": ({"lr": 3.0}, "tanh"),
+        "alive": ({}, 0.485),
+        "counts": ({}, "expected"),
+        "most_live_cells": ({}, 3),
+        "optimizer": ({}, "adam"),
+        "lr": ({}, 0.5),
+        "clip": ({}, 0.01),
+        "largest_weight": ({}, 0.01),
+        "largest_gate": ({}, 0.2),
+        "l1": ({}, 1e-2),
+        "width": ({}, 5),
+        "batch": ({}, 16),
+        "steps": ({}, 40),
+    },
     "exp_logic_circuit": {
         "gates": ({}, "tables"),
         "width": ({}, 5),
@@ -189,6 +210,39 @@ EFFECTS = {
         "batch": ({}, 8),
         "steps": ({}, 100),
         "patience": ({}, 0),
+    },
+    "exp_logic_gates": {
+        "gates": ({}, "two"),
+        "start": ({}, "uniform"),
+        "width": ({}, 5),
+        "lr": ({}, 0.2),
+        "batch": ({}, 8),
+        "steps": ({}, 40),
+        "alive": ({}, 0.485),
+        "init_std": ({}, 0.1),
+    },
+    "exp_logic_relu": {
+        "units": ({}, "logic-gates"),
+        "operands": ({"units": "logic-gates"}, "wired"),
+        "width": ({}, 7),
+        "lr": ({"init_std": 0.3}, 0.2),
+        "batch": ({"init_std": 0.3}, 8),
+        "steps": ({"init_std": 0.3}, 40),
+        "alive": ({}, 0.485),
+        "init_std": ({}, 0.3),
+    },
+    "exp_logic_start": {
+        "gates": ({}, "four"),
+        "normalise": ({}, "softmax"),
+        "force": ({"gates": "four"}, 0.1),
+        "l1": ({}, 1e-2),
+        "loss": ({}, "absolute"),
+        "optimizer": ({"gates": "four"}, "adam"),
+        "lr": ({}, 0.01),
+        "alive": ({}, 0.485),
+        "width": ({}, 5),
+        "batch": ({}, 16),
+        "steps": ({}, 30),
     },
     "exp_masking": {
         "mixing": ({}, "softmax"),
@@ -3040,3 +3094,611 @@ def test_training_lowers_the_loss_and_scores_21_times():
     assert curve.shape == (21,)
     assert after < 0.8 * before
     assert curve[-1] == path_attention.score(model, pairs, pairs.label)
+
+
+LIVES = 0  # a seed whose network is not dead
+
+
+def relu_network(seed=0, **changed):
+    """A network of the script, small unless a setting says otherwise."""
+    config = argparse.Namespace(**(base_settings(relu) | changed))
+    return relu.make_network(config, seed)
+
+
+def relu_cells():
+    """All 512 neighbourhoods as the input of one network: [1, 9, 512]."""
+    return torch.from_numpy(core.NEIGHBOURHOODS.T.copy())[None]
+
+
+def test_relu_network_against_numpy():
+    network = relu_network(LIVES, init_std=0.5)
+    x = core.NEIGHBOURHOODS.T.astype(np.float64)
+    for layer in network:
+        weight = layer.operands.weight[0].detach().double().numpy()
+        x = np.maximum(weight @ x + layer.operands.bias[0].detach().double().numpy(), 0)
+    assert x.max() > 0
+    np.testing.assert_allclose(network(relu_cells())[0].detach(), x[0], rtol=1e-4, atol=1e-6)
+
+
+def test_sixteen_relu_gates_start_as_one_and_learn_at_sixteen_times_the_rate():
+    plain = relu_network(LIVES, init_std=0.5)
+    assert plain(relu_cells()).any()
+    gates = relu_network(LIVES, init_std=0.5, units="relu-gates")
+    torch.testing.assert_close(plain(relu_cells()), gates(relu_cells()))
+    assert not plain[0].gates.weight.requires_grad
+    plain[0].gates.weight.requires_grad_(True)
+    for network in (plain, gates):
+        network(relu_cells()).sum().backward()
+    torch.testing.assert_close(
+        gates[0].gates.weight.grad, plain[0].gates.weight.grad.expand(-1, -1, 16)
+    )
+
+
+@pytest.mark.parametrize(("units", "sides"), [("logic-gates", 2), ("relu-gates", 1)])
+def test_fixed_weights_are_shuffled_rows_of_the_identity(units, sides):
+    network = relu_network(3, units=units, operands="identity", width=12)
+    sizes = [9, 12, 12, 1]
+    for layer, inputs, outputs in zip(network, sizes, sizes[1:], strict=False):
+        for rows in layer.operands.weight[0].chunk(sides):
+            assert rows.shape == (outputs, inputs)
+            assert sorted(rows.tolist()) == sorted(np.eye(outputs, inputs).tolist())
+        assert not layer.operands.bias.any()
+        trained = [name for name, p in layer.named_parameters() if p.requires_grad]
+        assert trained == ["gates.weight"]
+
+
+def test_fixed_wires_read_two_different_units():
+    network = relu_network(3, units="logic-gates", operands="wired", width=12)
+    for layer, inputs in zip(network, [9, 12, 12], strict=True):
+        wires = layer.operands.wires[0]
+        assert (wires[0] != wires[1]).all()
+        assert wires.min() >= 0
+        assert wires.max() < inputs
+    assert network(relu_cells()).shape == (1, 512)
+
+
+def test_what_is_dead_and_what_is_near_1():
+    output = core.LIFE.copy()
+    assert not relu.is_dead(output)
+    assert relu.is_dead(0 * output)
+    assert relu.is_dead(np.nan * output)
+    assert relu.share_near_1(output, 0.254) == pytest.approx(1)
+    first, second = np.flatnonzero(core.LIFE)[:2]
+    output[first] = 1.02
+    output[second] = 0.995
+    chance = core.neighbourhood_chances(0.254)
+    expected = 1 - chance[first] / chance[core.LIFE == 1].sum()
+    assert relu.share_near_1(output, 0.254) == pytest.approx(expected)
+
+
+def gate_cells():
+    """All 512 neighbourhoods as the input of one network: [1, 9, 512]."""
+    return torch.from_numpy(core.NEIGHBOURHOODS.T.copy())[None]
+
+
+@pytest.mark.parametrize("names", [("AND", "XOR", "OR", "NAND"), ("RELU",), ("RELU", "AND")])
+def test_dense_gate_network_against_numpy(names):
+    network = logic_gates.dense_gate_network([9, 6, 5, 1], 3, names, "uniform", 0.3)
+    x = core.NEIGHBOURHOODS.T.astype(np.float64)
+    for layer in network:
+        weight = layer.operands.weight[0].detach().double().numpy()
+        both = weight @ x + layer.operands.bias[0].detach().double().numpy()
+        units = len(layer.gates.weight[0])
+        share = layer.gates.weight[0].detach().double().numpy()
+        a, b = both[:units], both[-units:]
+        x = sum(share[:, g, None] * RELAXED[name](a, b) for g, name in enumerate(names))
+    found = network(gate_cells())[0].detach()
+    np.testing.assert_allclose(found, x[0], rtol=1e-4, atol=1e-5)
+
+
+def test_uniform_gates_sum_to_one_and_constant_ones_are_equal():
+    for start in ("uniform", "constant"):
+        network = logic_gates.dense_gate_network([9, 6, 1], 3, ("AND", "OR"), start, 0.01)
+        weight = network[0].gates.weight
+        torch.testing.assert_close(weight.sum(-1), torch.ones(1, 6))
+        assert (weight[..., 0] == weight[..., 1]).all() == (start == "constant")
+
+
+GATES_CONFIG = argparse.Namespace(lr=0.1, alive=0.3, batch=32, steps=20)
+
+
+def test_training_is_gradient_descent_on_the_drawn_batches():
+    def make():
+        return logic_gates.dense_gate_network(
+            [9, 6, 5, 1], 5, ("AND", "XOR", "RELU"), "uniform", 0.3
+        )
+
+    reference = make()
+    outputs, blow_up = logic_gates.train_on_life(make(), 5, GATES_CONFIG)
+    assert math.isnan(blow_up)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
+    batches = core.neighbourhood_batches([5], 0.3, 32)
+    target = torch.from_numpy(core.LIFE)
+    for step in range(21):
+        if step % logic_gates.CHECK_EVERY == 0:
+            found = reference(gate_cells())[0].detach()
+            row = outputs[step // logic_gates.CHECK_EVERY]
+            np.testing.assert_allclose(row, found, rtol=1e-4, atol=1e-5)
+        drawn = torch.repeat_interleave(torch.arange(512), next(batches)[0].long())
+        assert len(drawn) == 32
+        loss = F.mse_loss(reference(gate_cells()[..., drawn])[0], target[drawn])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert len(outputs) == 3
+
+
+def test_a_blow_up_is_told_and_leaves_no_numbers():
+    network = logic_gates.dense_gate_network([9, 6, 5, 1], 5, ("AND", "XOR"), "constant", 0.3)
+    config = argparse.Namespace(lr=1e4, alive=0.3, batch=32, steps=40)
+    outputs, blow_up = logic_gates.train_on_life(network, 5, config)
+    assert 1 <= blow_up < 40
+    assert np.isfinite(outputs[0]).all()
+    assert np.isnan(outputs[-1]).all()
+    loss = np.fmin.accumulate(logic_gates.exact_losses(outputs, 0.3))
+    assert np.isfinite(loss).all()
+
+
+def test_exact_loss_is_the_sum_over_neighbourhoods():
+    outputs = np.random.default_rng(0).random((2, 512)).astype(np.float32)
+    expected = 0.0
+    for cells, target, output in zip(core.NEIGHBOURHOODS, core.LIFE, outputs[1], strict=True):
+        alive = int(cells.sum())
+        expected += 0.3**alive * 0.7 ** (9 - alive) * (float(output) - float(target)) ** 2
+    assert logic_gates.exact_losses(outputs, 0.3)[1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_steps_and_losses_are_read_off_the_checks():
+    loss = np.array([0.2, 0.1, 0.15, 0.05, np.nan])
+    least = np.fmin.accumulate(loss)
+    assert logic_gates.steps_to(0.12, loss) == 10
+    assert logic_gates.steps_to(0.1, loss) == 30
+    assert math.isnan(logic_gates.steps_to(0.01, loss))
+    assert logic_gates.loss_after(20, least, 45) == 0.1
+    assert logic_gates.loss_after(40, least, 45) == 0.05
+    assert math.isnan(logic_gates.loss_after(50, least, 45))
+
+
+@pytest.mark.parametrize("alive", [0.254, 0.485])
+def test_losses_of_the_best_polynomials(alive):
+    chance = core.neighbourhood_chances(alive)
+    found = logic_gates.best_losses(alive)
+    lives = float(chance @ core.LIFE)
+    assert lives == pytest.approx(0.291, abs=5e-4)  # the journal's 0.29 at either share
+    assert found["always 0"] == pytest.approx(lives)
+    assert found["the mean"] == pytest.approx(lives * (1 - lives))
+    # an orthonormal basis of the products
+    scaled = (core.NEIGHBOURHOODS.astype(np.float64) - alive) / math.sqrt(alive * (1 - alive))
+    explained = 0.0
+    for degree, name in enumerate(("the mean", "linear", "quadratic", "cubic", "quartic")):
+        for chosen in itertools.combinations(range(9), degree):
+            explained += float(chance @ (scaled[:, list(chosen)].prod(1) * core.LIFE)) ** 2
+        assert found[name] == pytest.approx(lives - explained), name
+
+
+class FakeRun:
+    """Steps to every level: 7 times as many without RELU at 0.485, 2 times at 0.254."""
+
+    def values(self, arm, metric):
+        if "RELU" in arm:
+            return np.array([100.0, 200.0, 300.0])
+        factor = 7 if "0.485" in arm else 2
+        return factor * np.array([100.0, 200.0, np.nan])
+
+
+def test_the_share_kinder_to_the_journal_counts_and_only_networks_that_get_there():
+    found = logic_gates.across(FakeRun())
+    for level in (0.0315, 0.0139):
+        assert found[f"steps to {level} without RELU over with"].tolist() == [7, 7]
+    assert logic_gates.outside_5_to_10(np.array([4.0, 5.0])) == 0.5
+    assert logic_gates.outside_5_to_10(np.array([12.0])) == 2
+    assert logic_gates.outside_5_to_10(np.array([6.0])) == 0
+    assert logic_gates.outside_5_to_10(np.array([])) == math.inf
+
+
+def start_config(**settings):
+    _, base, _ = core.parse(logic_start.parser, [])
+    small = {"gates": "four", "width": 5, "batch": 32, "steps": 12}
+    return argparse.Namespace(**base | small | settings)
+
+
+def start_network(seeds, config, scale=30.0):
+    """A small network whose operands are far enough from 0 for everything to matter."""
+    gates = logic_start.GATE_SETS[config.gates]
+    sizes = (9, config.width, config.width, 1)
+    network = logic_start.dense_gate_network(sizes, seeds, gates, config.normalise)
+    with torch.no_grad():
+        for layer in network:
+            layer.operands.weight *= scale
+    return network
+
+
+@pytest.mark.parametrize("gates", ["four", "all-relu", "two"])
+def test_dense_network_against_plain_products(gates):
+    config = start_config(gates=gates)
+    network = start_network([3, 4], config)
+    torch.manual_seed(0)
+    for layer in network:
+        torch.nn.init.normal_(layer.gates.weight)
+    found = network(all_cells(2)).detach().numpy()
+    for seed in range(2):
+        x = core.NEIGHBOURHOODS.T
+        for layer in network:
+            weight = layer.operands.weight[seed].detach().numpy()
+            a, b = np.split(weight @ x + layer.operands.bias[seed].detach().numpy(), 2)
+            share = layer.gates.weight[seed].detach().numpy()
+            names = logic_start.GATE_SETS[gates]
+            x = sum(share[:, g, None] * RELAXED[name](a, b) for g, name in enumerate(names))
+        np.testing.assert_allclose(found[seed], x[0], rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_starts_small_and_with_equal_gates():
+    network = logic_start.dense_gate_network((9, 200, 1), [3, 4], ("AND", "OR"))
+    assert network[0].operands.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert network[0].operands.bias.std().item() == pytest.approx(0.01, rel=0.1)
+    assert (network[0].gates.weight == 0.5).all()
+    assert not torch.equal(network[0].operands.weight[0], network[0].operands.weight[1])
+
+
+def test_all_16_in_equal_parts_are_one_half_without_a_slope():
+    config = start_config(gates="all")
+    network = start_network([3], config, 1.0)
+    output = network(all_cells(1))
+    assert (output == 0.5).all()
+    output.sum().backward()
+    assert (network[0].operands.weight.grad == 0).all()
+
+
+def test_training_is_sgd_on_the_drawn_batch():
+    config = start_config(alive=0.3)
+    network, reference = start_network([5], config), start_network([5], config)
+    history = logic_start.train(network, [5], config)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=config.lr)
+    batches = core.neighbourhood_batches([5], 0.3, 32)
+    chance = core.neighbourhood_chances(0.3)
+    target = torch.from_numpy(core.LIFE)
+    for step in range(config.steps):
+        drawn = torch.repeat_interleave(torch.arange(512), next(batches)[0].long())
+        exact = chance @ np.square(reference(all_cells())[0].detach().numpy() - core.LIFE)
+        assert history["loss"][step, 0] == pytest.approx(exact, rel=1e-4)
+        optimizer.zero_grad()
+        F.mse_loss(reference(all_cells()[..., drawn])[0], target[drawn]).backward()
+        slope = reference[0].operands.weight.grad.norm().item()
+        assert history["slope"][step, 0] == pytest.approx(slope, rel=1e-3)
+        optimizer.step()
+    for one, two in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+
+
+def test_slopes_of_the_losses_against_their_formulas():
+    torch.manual_seed(0)
+    output = (3 * torch.randn(2, 512)).requires_grad_()
+    target = torch.from_numpy(core.LIFE)
+    error = output.detach() - target
+    formulas = {
+        "squared": 2 * error,
+        "absolute": error / error.abs().clamp(min=1e-3),
+        "cross-entropy": output.detach().sigmoid() - target,
+    }
+    for loss, expected in formulas.items():
+        (slope,) = torch.autograd.grad(logic_start.loss_of_each(output, target, loss).sum(), output)
+        torch.testing.assert_close(slope, expected)
+
+
+@pytest.mark.parametrize("normalise", ["none", "softmax"])
+def test_slopes_of_the_penalties_against_their_formulas(normalise):
+    config = start_config(normalise=normalise, l1=0.3, force=0.7)
+    network = start_network([3, 4], config)
+    torch.manual_seed(0)
+    for layer in network:
+        torch.nn.init.normal_(layer.gates.weight)
+    logic_start.penalties(network, config).backward()
+    for layer in network:
+        weight = layer.operands.weight
+        torch.testing.assert_close(weight.grad, 0.3 * weight.detach().sign())
+        gate = layer.gates.weight.detach().double()
+        if normalise == "softmax":
+            share = gate.exp() / gate.exp().sum(-1, keepdim=True)
+        else:
+            share = gate**2 / (gate**2).sum(-1, keepdim=True)
+        entropy = -(share * share.log()).sum(-1, keepdim=True)
+        # the entropy of a softmax, and of shares of squares, which are a softmax of log w^2
+        slope = -share * (share.log() + entropy)
+        if normalise == "none":
+            slope = slope * 2 / gate
+        expected = 0.7 * slope + 0.3 * gate.sign()
+        torch.testing.assert_close(layer.gates.weight.grad.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_effective_numbers_of_what_is_known():
+    share = torch.tensor([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25], [0.5, 0, 0.5, 0]])
+    number = logic_start.entropy(share.double()).exp()
+    torch.testing.assert_close(number, torch.tensor([1.0, 4, 2]).double())
+    square = logic_start.shares_of_squares(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
+    torch.testing.assert_close(square, torch.tensor([[0.36, 0.64], [0.0, 0.0]]).double())
+    config = start_config()
+    inputs, gates, largest = logic_start.look(start_network([3, 4], config))
+    assert (gates - 4).abs().max() < 1e-6
+    assert (largest - 0.25).abs().max() < 1e-6
+    assert ((inputs > 1) & (inputs < 5)).all()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_seed_is_the_same_whatever_seeds_are_with_it(optimizer):
+    config = start_config(optimizer=optimizer, force=0.01, normalise="softmax")
+    rows = []
+    for seeds in ([3, 4, 5], [4], [4, 9]):
+        history = logic_start.train(start_network(seeds, config), seeds, config)
+        rows.append({name: array[..., seeds.index(4)] for name, array in history.items()})
+    for name in rows[0]:
+        np.testing.assert_array_equal(rows[0][name], rows[1][name])
+        np.testing.assert_array_equal(rows[0][name], rows[2][name])
+
+
+def test_a_network_that_blows_up_harms_no_other():
+    config = start_config()
+    alone = logic_start.train(start_network([3], config), [3], config)
+    network = start_network([3, 4], config)
+    with torch.no_grad():
+        network[0].operands.weight[1] *= 1e12
+    both = logic_start.train(network, [3, 4], config)
+    for name in alone:
+        np.testing.assert_array_equal(alone[name][..., 0], both[name][..., 0])
+    assert not (both["loss"][-1, 1] < logic_start.LOST)
+
+
+def test_results_of_a_known_history():
+    steps = 100
+    loss = np.full((steps + 1, 1), 0.2)
+    loss[33:70] = 0.07
+    loss[70:] = np.nan
+    look = np.arange(11.0)[:, None, None] * np.ones((1, 3, 1))  # the number of the look
+    history = {"loss": loss, "slope": np.full((steps, 1), 2.0), "look": look, "right": [0.5]}
+    result = logic_start.measure(history, 0, argparse.Namespace(steps=steps))
+    assert result["lowest loss"] == 0.07
+    assert (result["starts"], result["converges"], result["blows up"]) == (1.0, 1.0, 1.0)
+    assert result["steps to 0.08"] == 33
+    assert result["inputs per operand"] == 3  # at step 33
+    assert result["largest share"] == 6  # at step 69, the last before
+    history["loss"] = np.full((steps + 1, 1), 0.2)
+    result = logic_start.measure(history, 0, argparse.Namespace(steps=steps))
+    assert (result["starts"], result["converges"], result["blows up"]) == (0.0, 0.0, 0.0)
+    assert result["steps to 0.08"] == steps
+    assert result["inputs per operand"] == 10
+
+
+@pytest.mark.parametrize("text", ["-1", "inf", "x"])
+def test_a_penalty_is_at_least_0(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        logic_start.penalty(text)
+    assert logic_start.penalty("0") == 0
+    assert logic_start.penalty("1e-5") == 1e-5
+
+
+@pytest.mark.parametrize("text", ["0", "1", "1.5", "x"])
+def test_a_probability_is_between_0_and_1(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        logic_start.probability(text)
+    assert logic_start.probability("0.485") == 0.485
+
+
+def blowup_config(**settings):
+    _, base, _ = core.parse(blowup.parser, [])
+    small = {"width": 5, "batch": 32, "steps": 12}
+    return argparse.Namespace(**base | small | settings)
+
+
+def blowup_network(seeds, config, operands=logic_start.DenseOperands):
+    gates = logic_start.GATE_SETS[config.gates]
+    sizes = (9, config.width, config.width, 1)
+    network = logic_start.dense_gate_network(sizes, seeds, gates, operands=operands)
+    with torch.no_grad():
+        for layer in network:
+            layer.operands.weight *= 30
+    return network
+
+
+def test_blowup_training_is_sgd_on_the_drawn_batch():
+    config = blowup_config(alive=0.3)
+    network, reference = blowup_network([5], config), blowup_network([5], config)
+    history = blowup.train(network, [5], config)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=config.lr)
+    batches = core.neighbourhood_batches([5], 0.3, 32)
+    target = torch.from_numpy(core.LIFE)
+    for step in range(config.steps):
+        drawn = torch.repeat_interleave(torch.arange(512), next(batches)[0].long())
+        error = reference(all_cells()[..., drawn])[0] - target[drawn]
+        by_number = torch.zeros(512).index_add(0, drawn, error.detach().square())
+        loss, share, live = history["step"][step, :, 0]
+        assert loss == pytest.approx(by_number.sum().item() / 32, rel=1e-4)
+        assert share == pytest.approx((by_number.max() / by_number.sum()).item(), rel=1e-4)
+        assert live == core.CELLS_ALIVE[by_number.argmax()]
+        optimizer.zero_grad()
+        F.mse_loss(reference(all_cells()[..., drawn])[0], target[drawn]).backward()
+        optimizer.step()
+    for one, two in zip(network.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-6)
+
+
+def test_expected_counts_are_those_drawn_on_average():
+    chance = torch.from_numpy(core.neighbourhood_chances(0.3)).float()
+    config = blowup_config(batch=512, alive=0.3)
+    batches = blowup.make_batches([3, 4], config, chance)
+    drawn = torch.stack([next(batches) for _ in range(640)]).mean(dim=0)
+    config.counts = "expected"
+    batches = blowup.make_batches([3, 4], config, chance)
+    assert torch.equal(next(batches), next(batches))
+    expected = next(batches)
+    assert expected.shape == (2, 512)
+    assert expected[1].sum().item() == pytest.approx(512, rel=1e-5)
+    torch.testing.assert_close(drawn, expected, rtol=0.0, atol=1.0)
+
+
+def test_neighbourhoods_left_out_do_not_leak(monkeypatch):
+    config = blowup_config(alive=0.6, most_live_cells=7)
+    left_out = core.CELLS_ALIVE > 7
+    networks = []
+    for life in (core.LIFE, np.where(left_out, 100.0, core.LIFE).astype(np.float32)):
+        monkeypatch.setattr(core, "LIFE", life)
+        networks.append(blowup_network([3], config))
+        history = blowup.train(networks[-1], [3], config)
+        assert history["step"][:, 2].max() <= 7
+    for one, two in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.equal(one, two)
+    config.most_live_cells = 9
+    network = blowup_network([3], config)
+    blowup.train(network, [3], config)
+    assert not torch.equal(next(network.parameters()), next(networks[0].parameters()))
+
+
+def test_tanh_operands_are_those_of_the_layer_through_tanh():
+    config = blowup_config()
+    plain = blowup_network([3, 4], config)[0].operands
+    bounded = blowup_network([3, 4], config, blowup.TanhOperands)[0].operands
+    expected = np.tanh(plain(all_cells(2)).detach().numpy())
+    np.testing.assert_allclose(bounded(all_cells(2)).detach().numpy(), expected, rtol=1e-5)
+
+
+def test_gradients_are_clipped_network_by_network():
+    config = blowup_config()
+    network = blowup_network([3, 4], config)
+    for number, parameter in enumerate(network.parameters()):
+        parameter.grad = torch.full_like(parameter, number + 1.0)
+        parameter.grad[1] *= 1e-4
+    before = [parameter.grad.clone() for parameter in network.parameters()]
+    norm = math.sqrt(sum(gradient[0].square().sum().item() for gradient in before))
+    blowup.clip_gradients(network, math.inf)
+    for parameter, gradient in zip(network.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+    blowup.clip_gradients(network, 0.5)
+    for parameter, gradient in zip(network.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.grad[0], gradient[0] * 0.5 / norm)
+        assert torch.equal(parameter.grad[1], gradient[1])  # shorter than that
+
+
+def test_constraints_touch_what_they_name():
+    config = blowup_config(largest_weight=0.1)
+    network = blowup_network([3, 4], config)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    blowup.constrain(network, config)
+    for layer in network:
+        assert layer.operands.weight.abs().max().item() == pytest.approx(0.1)
+        assert (layer.gates.weight == 0.25).all()
+    config = blowup_config(largest_gate=0.1)
+    network = blowup_network([3, 4], config)
+    blowup.constrain(network, config)
+    for layer in network:
+        assert (layer.gates.weight == torch.tensor(0.1)).all()
+    assert torch.equal(network[0].operands.weight, before[0])
+    config = blowup_config(normalise="project")
+    with torch.no_grad():
+        network[0].gates.weight[0, 0] = torch.tensor([1.0, 2.0, 3.0, -2.0])
+    blowup.constrain(network, config)
+    expected = torch.tensor([0.25, 0.5, 0.75, -0.5])
+    torch.testing.assert_close(network[0].gates.weight[0, 0].detach(), expected)
+
+
+def test_look_against_numpy():
+    config = blowup_config()
+    network = blowup_network([3, 4], config)
+    with torch.no_grad():
+        network[1].gates.weight[1, 2] = torch.tensor([-7.0, 1.0, 2.0, 3.5])
+    rng = np.random.default_rng(0)
+    error = rng.random((2, 512), dtype=np.float32)
+    chance = core.neighbourhood_chances(0.3)
+    live = torch.from_numpy(core.CELLS_ALIVE)
+    found = blowup.look(network, torch.from_numpy(error), torch.from_numpy(chance).float(), live)
+    assert found.shape == (13, 2)
+    np.testing.assert_allclose(found[0], error @ chance, rtol=1e-5)
+    assert found[1, 1] == 7
+    assert found[2, 1] == pytest.approx(0.5)
+    assert found[2, 0] == pytest.approx(1)
+    for n in range(10):
+        expected = error[:, (live == n).numpy()].mean(axis=1)
+        np.testing.assert_allclose(found[3 + n], expected, rtol=1e-5)
+
+
+def test_first_sign_of_known_curves():
+    calm = np.full(300, 0.1)
+    assert blowup.first_sign(np.concatenate([calm, [1.0, 5.0, 30.0]])) == 300
+    assert blowup.first_sign(np.concatenate([calm, [1.0], calm, [5.0, 30.0]])) == 601
+    assert blowup.first_sign(calm) == 299  # no sign but the end
+    assert blowup.first_sign(np.array([0.1])) == 0
+
+
+def known_history(steps, blow_up, live, share):
+    step = np.stack([np.full(steps, 0.1), np.full(steps, 0.3), np.full(steps, 4.0)], axis=1)
+    step[blow_up - 2 :, 0] = 1.0
+    step[blow_up - 2, 1:] = [share, live]
+    step[blow_up:, 0] = np.nan
+    look = np.arange(float(steps // 10))[:, None] * np.ones((1, 13))  # the number of the look
+    return {"step": step[:, :, None], "look": look[:, :, None], "right": [0.5]}
+
+
+def test_blowup_results_of_a_known_history():
+    config = argparse.Namespace(steps=500)
+    result = blowup.measure(known_history(500, 442, 9, 0.9), 0, config)
+    assert (result["blows up"], result["survives"], result["sudden"]) == (1.0, 0.0, 1.0)
+    assert result["step of blow-up"] == 442
+    assert (result["starts at 8 or 9"], result["live cells"]) == (1.0, 9)
+    assert result["largest parameter"] == 44  # the look of step 440
+    for live, share in ((9, 0.4), (7, 0.9)):
+        result = blowup.measure(known_history(500, 442, live, share), 0, config)
+        assert result["starts at 8 or 9"] == 0
+    survivor = known_history(500, 498, 9, 0.9)
+    survivor["step"][:, 0] = 0.1
+    result = blowup.measure(survivor, 0, config)
+    assert (result["blows up"], result["survives"], result["sudden"]) == (0.0, 1.0, 0.0)
+    assert (result["step of blow-up"], result["starts at 8 or 9"]) == (500, 0.0)
+    assert result["live cells"] == 9  # its worst step
+
+
+def test_a_blowup_seed_is_the_same_whatever_seeds_are_with_it():
+    config = blowup_config(clip=0.1, largest_weight=0.3, normalise="project", l1=1e-4)
+    rows = []
+    for seeds in ([3, 4, 5], [4], [4, 9]):
+        history = blowup.train(blowup_network(seeds, config), seeds, config)
+        rows.append({name: array[..., seeds.index(4)] for name, array in history.items()})
+    for name in rows[0]:
+        np.testing.assert_array_equal(rows[0][name], rows[1][name])
+        np.testing.assert_array_equal(rows[0][name], rows[2][name])
+
+
+def test_a_network_that_blows_up_harms_no_other_and_all_end_the_run():
+    config = blowup_config(steps=25)
+    alone = blowup.train(blowup_network([3], config), [3], config)
+    network = blowup_network([3, 4], config)
+    with torch.no_grad():
+        network[0].operands.weight[1] *= 1e12
+    both = blowup.train(network, [3, 4], config)
+    for name in alone:
+        np.testing.assert_array_equal(alone[name][..., 0], both[name][..., 0])
+    assert not (both["step"][1:, 0, 1] < blowup.LOST).any()
+    network = blowup_network([3], config)
+    with torch.no_grad():
+        network[0].operands.weight *= 1e12
+    history = blowup.train(network, [3], config)
+    assert len(history["step"]) < 25
+
+
+def test_shares_over_blow_ups_leave_out_seeds_without_one():
+    class Run:
+        def values(self, arm, metric):
+            blows_up = {"four gates": [1.0, 0, 1], "AND and OR": [1.0, 0, 0]}.get(arm, [0, 0, 0])
+            if metric == "blows up":
+                return np.array(blows_up)
+            return np.array([blows_up[0], 0, 0])
+
+    found = blowup.across(Run())
+    np.testing.assert_allclose(found["blow-ups at 0.254"], [0.5, 0, 0.25])
+    np.testing.assert_allclose(found["of those at 0.254, started at 8 or 9"], [1, 0])
+    assert len(found["of those at 0.485, started at 8 or 9"]) == 0
+    np.testing.assert_allclose(found["blow-ups at 0.485 less 0.254"], [-0.5, 0, -0.25])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "-inf", "x"])
+def test_a_limit_is_above_0(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        blowup.limit(text)
+    assert blowup.limit("inf") == math.inf
+    assert blowup.limit("0.5") == 0.5
