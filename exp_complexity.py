@@ -433,7 +433,7 @@ def draw_operations(run):
     """Share of each part in the operations, one bar per arm."""
     figure, axes = core.new_figure(
         run,
-        "Pairs take most operations, unless one edge feed-forward serves all layers",
+        "The n^3 of the simple transformer takes a third of the operations at 256 nodes",
         "Share of each part in the operations of a forward pass",
         height=0.32 * len(run.arms) + 2.2,
     )

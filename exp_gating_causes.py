@@ -315,7 +315,7 @@ def draw_mechanism(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "What shifts all logits together oscillates; dividing nodes by their degree costs score",
+        "Arms that shift all logits oscillate more; dividing nodes by their degree costs score",
         "Oscillation by logit shift, and score by what is left of the degree",
         columns=2,
         width=12.0,

@@ -229,7 +229,7 @@ def plot(run):
         "best": core.draw_points(
             run,
             "best score",
-            "Batch norm helps gating with a larger field; what attention needs is the degree",
+            "Batch norm helps gating with a larger field; given the degree, attention works",
             "Best score by arm",
             "best balanced accuracy on the training graphs",
             levels={"works": 0.8},

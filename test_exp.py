@@ -2620,7 +2620,7 @@ def test_a_bad_file_ends_the_script_with_status_2_and_one_line(tmp_path):
     reasons = {path: "graph 1 of train: 0 nodes of class 1", tmp_path: "not a regular file"}
     for where, reason in reasons.items():
         command = [sys.executable, "exp_pattern_limit.py", "--smoke", "--data", str(where)]
-        done = subprocess.run(command, cwd="/work/main", capture_output=True, text=True)
+        done = subprocess.run(command, cwd=core.REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
         assert reason in done.stderr
@@ -2846,7 +2846,7 @@ def test_a_bad_graph_ends_the_script_with_status_2_and_one_line(tmp_path, change
     path = tmp_path / "graphs.pt"
     torch.save([rows, rows, rows], path)
     command = [sys.executable, "exp_pattern_templates.py", "--no-log", "--data", str(path)]
-    done = subprocess.run(command, cwd="/work/main", capture_output=True, text=True)
+    done = subprocess.run(command, cwd=core.REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"{path}: graph 1 of train: " in done.stderr
