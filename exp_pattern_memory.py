@@ -379,24 +379,28 @@ class Round(nn.Module):
             self.context = nn.Linear(dim + GRAPH_FEATURES, dim)
             self.scale_and_shift = nn.Linear(dim, 2 * dim)
 
-    def forward(self, hidden, log_odds, chance, edges, graph):
-        """chance [B, N], edges [B, N, N] of +1/2 and -1/2, graph [B, 8]."""
+    def forward(self, hidden, log_odds, chance, edges, graph, real):
+        """chance [B, N], edges [B, N, N] of +1/2 and -1/2, graph [B, 8], real [B, N] bool."""
         weighted = hidden * chance[:, :, None]
         message = edges @ self.message(weighted)
         update = self.combine(torch.cat([hidden, message], dim=2))
-        update = normalise(self.norm1, update)
+        update = normalise(self.norm1, update, real)
         if self.with_context:
             pooled = (self.pool(hidden).relu() * chance[:, :, None]).sum(dim=1) / 10
             context = self.context(torch.cat([pooled, graph], dim=1)).relu()
             scale, shift = self.scale_and_shift(context)[:, None].chunk(2, dim=2)
             update = update * (1 + scale) + shift
-        hidden = hidden + normalise(self.norm2, self.out(update.relu()))
+        hidden = hidden + normalise(self.norm2, self.out(update.relu()), real)
         return hidden, log_odds + self.head(hidden.relu()).squeeze(2)
 
 
-def normalise(norm, x):
-    """A BatchNorm1d over all nodes of all graphs: [B, N, D] -> [B, N, D]."""
-    return norm(x.flatten(0, 1)).view_as(x)
+def normalise(norm, x, real):
+    """A BatchNorm1d over the real nodes of all graphs: [B, N, D] -> [B, N, D], 0 in the padding."""
+    if real.all():
+        return norm(x.flatten(0, 1)).view_as(x)
+    normalised = torch.zeros_like(x)
+    normalised[real] = norm(x[real])
+    return normalised
 
 
 class TwoStages(nn.Module):
@@ -415,17 +419,16 @@ class TwoStages(nn.Module):
 
     def forward(self, nodes):
         real = nodes.label != core.IGNORED
-        pairs = real[:, :, None] & real[:, None, :]
-        edges = (nodes.adjacency.float() - 0.5) * pairs
+        edges = nodes.adjacency.float() - 0.5  # the padding's chance is 0: it sends no message
         edges.diagonal(dim1=1, dim2=2).zero_()
         graph = nodes.graph[:, None].expand(-1, nodes.node.shape[1], -1)
         hidden = self.embed(torch.cat([nodes.node, graph], dim=2))
-        hidden = normalise(self.norm, hidden).relu()
+        hidden = normalise(self.norm, hidden, real).relu()
         log_odds = nodes.log_odds
         chance = log_odds.sigmoid() * real
         found = []
         for refine in self.rounds:
-            hidden, log_odds = refine(hidden, log_odds, chance, edges, nodes.graph)
+            hidden, log_odds = refine(hidden, log_odds, chance, edges, nodes.graph, real)
             if self.feedback:
                 chance = log_odds.sigmoid() * real
             found.append(log_odds)
