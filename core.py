@@ -408,6 +408,12 @@ def neighbourhood_batches(seeds, alive, batch, device="cpu"):
         yield from counts.to(device)
 
 
+def all_neighbourhoods(networks, device="cpu"):
+    """All 512 as the input of S networks, and what follows them: [S, 9, 512], [512]."""
+    inputs = torch.from_numpy(NEIGHBOURHOODS.T.copy()).to(device)
+    return inputs.expand(networks, -1, -1), torch.from_numpy(LIFE).to(device)
+
+
 # %% 4 Masks
 
 
@@ -801,6 +807,24 @@ class TruthTables(nn.Module):
         return (ones * self.place).sum(dim=-1)
 
 
+class DenseOperands(nn.Module):
+    """Trained operands a = A x + a0 and b = B x + b0: [S, m, B] -> [S, 2, n, B].
+
+    weight [S, 2n, m], bias [S, 2n, 1]: of all a, then of all b. With n rows instead of 2n there
+    is a alone: [S, 1, n, B]. Source: logic journal.
+    """
+
+    def __init__(self, weight, bias, units):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(bias)
+        self.units = units
+
+    def forward(self, x):
+        both = torch.baddbmm(self.bias, self.weight, x)
+        return both.unflatten(1, (-1, self.units))
+
+
 class WiredOperands(nn.Module):
     """Fixed operands: each unit reads two units of the layer below, [S, m, B] -> [S, 2, n, B].
 
@@ -916,6 +940,31 @@ def wired_gate_network(sizes, seeds, gates, pass_through):
             logits = math.log(odds) * (2 * truth_table(pass_a) - 1)
             unit_gates = TruthTables(logits.repeat(len(seeds), units, 1))
         layers.append(GateLayer(WiredOperands(wires, inputs), unit_gates))
+    return GateNetwork(*layers)
+
+
+def dense_gate_network(
+    sizes, seeds, gates, *, start="constant", std=0.01, normalise="none", operands=DenseOperands
+):
+    """The journal's network: trained operands from N(0, std^2) and weighted gates.
+
+    gates: names in GATES; if all are RELU there is no operand b. start: "constant", 1 / G for
+    each gate, or "uniform", divided by their sum. operands: DenseOperands or a class derived from
+    it. Source: logic journal.
+    """
+    rngs = [stream(seed, "init") for seed in seeds]
+    layers = []
+    for inputs, units in itertools.pairwise(sizes):
+        rows = units if set(gates) == {"RELU"} else 2 * units
+        weight = np.stack([rng.normal(0, std, (rows, inputs)) for rng in rngs])
+        bias = np.stack([rng.normal(0, std, (rows, 1)) for rng in rngs])
+        share = np.full((len(seeds), units, len(gates)), 1 / len(gates))
+        if start == "uniform":
+            share = np.stack([rng.random((units, len(gates))) for rng in rngs])
+            share = share / share.sum(axis=-1, keepdims=True)
+        weight, bias, share = (torch.from_numpy(x).float() for x in (weight, bias, share))
+        mixture = GateMixture(share, gates, normalise)
+        layers.append(GateLayer(operands(weight, bias, units), mixture))
     return GateNetwork(*layers)
 
 
@@ -1448,6 +1497,15 @@ def positive_float(text):
     """argparse type: a finite float > 0."""
     value = float(text)
     if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+@expects("a number above 0 and below 1")
+def probability(text):
+    """argparse type: a number above 0 and below 1."""
+    value = float(text)
+    if not 0 < value < 1:
         raise ValueError
     return value
 

@@ -48,15 +48,7 @@ import math
 
 import core
 from core import OURS, Check, Claim
-from exp_logic_start import (
-    GATE_SETS,
-    DenseOperands,
-    absolute_sum,
-    all_neighbourhoods,
-    dense_gate_network,
-    penalty,
-    probability,
-)
+from exp_logic_start import GATE_SETS, absolute_sum, penalty
 
 import numpy as np
 import torch
@@ -94,7 +86,7 @@ parser.add_argument(
 parser.add_argument(
     "--alive",
     nargs="+",
-    type=probability,
+    type=core.probability,
     default=[0.254],
     help="share of live cells in the neighbourhoods drawn",
 )
@@ -193,13 +185,14 @@ def trial(config, seeds, job):
     """Train one network per seed until it blows up; find the neighbourhood at which it began."""
     sizes = [core.CELLS, config.width, config.width, 1]
     normalise = "none" if config.normalise == "project" else config.normalise
-    operands = TanhOperands if config.operands == "tanh" else DenseOperands
-    network = dense_gate_network(sizes, seeds, GATE_SETS[config.gates], normalise, operands)
+    operands = TanhOperands if config.operands == "tanh" else core.DenseOperands
+    gates = GATE_SETS[config.gates]
+    network = core.dense_gate_network(sizes, seeds, gates, normalise=normalise, operands=operands)
     history = train(network.to(job.device), seeds, config)
     return [measure(history, row, config) for row in range(len(seeds))]
 
 
-class TanhOperands(DenseOperands):
+class TanhOperands(core.DenseOperands):
     """Operands between -1 and 1; near 0, where training starts, tanh changes nothing."""
 
     def forward(self, x):
@@ -212,7 +205,7 @@ def train(network, seeds, config):
     It ends early when every network has blown up. Nothing passes from one network to another.
     """
     device = network[0].gates.weight.device
-    inputs, target = all_neighbourhoods(len(seeds), device)
+    inputs, target = core.all_neighbourhoods(len(seeds), device)
     live_cells = torch.from_numpy(core.CELLS_ALIVE).to(device)
     chance = torch.from_numpy(core.neighbourhood_chances(config.alive)).float().to(device)
     counted = (live_cells <= config.most_live_cells).float()

@@ -24,7 +24,6 @@ Cost        20 min on 2 cores; `--gates tables --width 128 --depth 4 --seeds 8` 
             the circuit: `--play gosper-gun [--netlist FILE] [--generations 60] [--save life.gif]`
 """
 
-import argparse
 import io
 import itertools
 import math
@@ -41,15 +40,6 @@ from core import OURS, Check, Claim
 
 import numpy as np
 import torch
-
-
-def start_share(text):
-    """argparse type: a number above 0 and below 1."""
-    share = core.positive_float(text)
-    if share >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1; give a number between 0 and 1")
-    return share
-
 
 parser = core.make_parser(__doc__, seeds=48)
 parser.add_argument(
@@ -75,7 +65,7 @@ parser.add_argument(
 parser.add_argument(
     "--pass-through",
     nargs="+",
-    type=start_share,
+    type=core.probability,
     default=[0.95],
     help="share of the gate A at the start; truth tables start that near to A's",
 )

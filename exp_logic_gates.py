@@ -44,11 +44,9 @@ import math
 
 import core
 from core import OURS, Check, Claim
-from exp_logic_start import probability
 
 import numpy as np
 import torch
-from torch import nn
 
 GATE_SETS = {
     "four": ("AND", "XOR", "OR", "NAND"),
@@ -87,7 +85,7 @@ parser.add_argument(
     "--steps", nargs="+", type=core.positive_int, default=[15_000], help="training steps"
 )
 parser.add_argument(
-    "--alive", nargs="+", type=probability, default=[0.254], help="share of live cells"
+    "--alive", nargs="+", type=core.probability, default=[0.254], help="share of live cells"
 )
 parser.add_argument(
     "--init-std",
@@ -141,12 +139,12 @@ REACHED = (  # a loss that the journal reads, and 1.5 times its step
 
 def trial(config, seed, job):
     """Train a network on fresh batches of neighbourhoods; follow its loss over all 512."""
-    network = dense_gate_network(
+    network = core.dense_gate_network(
         [core.CELLS, config.width, config.width, 1],
-        seed,
+        [seed],
         GATE_SETS[config.gates],
-        config.start,
-        config.init_std,
+        start=config.start,
+        std=config.init_std,
     )
     outputs, blow_up = train_on_life(network.to(job.device), seed, config)
 
@@ -174,50 +172,6 @@ def trial(config, seed, job):
     return result
 
 
-class DenseOperands(nn.Module):
-    """Trained operands a = A x + a0 and b = B x + b0: [S, m, B] -> [S, 2, n, B].
-
-    weight [S, 2n, m], bias [S, 2n, 1]: of all a, then of all b. With n rows instead of 2n there
-    is a alone: [S, 1, n, B]. Source: logic journal.
-    """
-
-    def __init__(self, weight, bias, units):
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
-        self.units = units
-
-    def forward(self, x):
-        both = torch.baddbmm(self.bias, self.weight, x)
-        return both.unflatten(1, (-1, self.units))
-
-
-def dense_gate_network(sizes, seed, gates, start, std):
-    """The journal's network, S = 1: trained operands from N(0, std^2) and weighted gates.
-
-    gates: names in core.GATES; if all are RELU there is no operand b. start: "constant", 1 / G
-    each, or "uniform", divided by their sum.
-    """
-    rng = core.stream(seed, "init")
-    layers = []
-    for inputs, units in itertools.pairwise(sizes):
-        rows = units if set(gates) == {"RELU"} else 2 * units
-        weight = rng.normal(0, std, (1, rows, inputs))
-        bias = rng.normal(0, std, (1, rows, 1))
-        share = np.full((1, units, len(gates)), 1 / len(gates))
-        if start == "uniform":
-            share = rng.random((1, units, len(gates)), dtype=np.float64)
-            share = share / share.sum(axis=-1, keepdims=True)
-        operands = DenseOperands(float32(weight), float32(bias), units)
-        layers.append(core.GateLayer(operands, core.GateMixture(float32(share), gates)))
-    return core.GateNetwork(*layers)
-
-
-def float32(array):
-    """The array as a tensor."""
-    return torch.from_numpy(array).float()
-
-
 def train_on_life(network, seed, config):
     """Train one network by plain gradient descent on fresh batches of neighbourhoods.
 
@@ -227,20 +181,19 @@ def train_on_life(network, seed, config):
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=config.lr)
     device = parameters[0].device
-    inputs = torch.from_numpy(core.NEIGHBOURHOODS.T.copy()).to(device)  # [9, 512]
-    target = torch.from_numpy(core.LIFE).to(device)  # [512]
+    inputs, target = core.all_neighbourhoods(1, device)  # [1, 9, 512], [512]
     batches = core.neighbourhood_batches([seed], config.alive, config.batch, device)
     outputs = np.full((config.steps // CHECK_EVERY + 1, 512), np.nan, dtype=np.float32)
 
     for step in range(config.steps + 1):
         if step % CHECK_EVERY == 0:
             with torch.no_grad():
-                outputs[step // CHECK_EVERY] = network(inputs[None])[0].cpu()
+                outputs[step // CHECK_EVERY] = network(inputs)[0].cpu()
         if step == config.steps:
             break
         counts = next(batches)[0]  # [512]: how often each neighbourhood was drawn
         drawn = counts.nonzero().squeeze(1)
-        error = network(inputs[None, :, drawn])[0] - target[drawn]
+        error = network(inputs[:, :, drawn])[0] - target[drawn]
         loss = (counts[drawn] * error.square()).sum() / config.batch
         if not loss.isfinite():
             return outputs, float(step)

@@ -47,16 +47,12 @@ import core
 from core import OURS, Check, Claim
 from exp_logic_gates import (
     CHECK_EVERY,
-    DenseOperands,
-    dense_gate_network,
     draw_losses,
     exact_losses,
-    float32,
     loss_after,
     steps_to,
     train_on_life,
 )
-from exp_logic_start import probability
 
 import numpy as np
 import torch
@@ -90,7 +86,7 @@ parser.add_argument(
     "--steps", nargs="+", type=core.positive_int, default=[2500], help="training steps"
 )
 parser.add_argument(
-    "--alive", nargs="+", type=probability, default=[0.254], help="share of live cells"
+    "--alive", nargs="+", type=core.probability, default=[0.254], help="share of live cells"
 )
 parser.add_argument(
     "--init-std",
@@ -161,7 +157,7 @@ def make_network(config, seed):
     if config.units != "logic-gates":
         gates = ("RELU",) * (1 if config.units == "relu" else 16)
         start = "constant"
-    network = dense_gate_network(sizes, seed, gates, start, config.init_std)
+    network = core.dense_gate_network(sizes, [seed], gates, start=start, std=config.init_std)
     if config.units == "relu" and config.operands == "trained":
         for layer in network:
             layer.gates.weight.requires_grad_(False)  # 1, and stays so
@@ -179,8 +175,8 @@ def fixed_operands(config, inputs, units, rng):
         return core.WiredOperands(np.stack(pairs, axis=1)[None], inputs)
     sides = 2 if config.units == "logic-gates" else 1
     rows = [rng.permutation(np.eye(units, inputs)) for _ in range(sides)]
-    weight = float32(np.concatenate(rows)[None])
-    operands = DenseOperands(weight, torch.zeros(1, sides * units, 1), units)
+    weight = torch.from_numpy(np.concatenate(rows)[None]).float()
+    operands = core.DenseOperands(weight, torch.zeros(1, sides * units, 1), units)
     return operands.requires_grad_(False)
 
 

@@ -39,16 +39,12 @@ Rule        16 paired seeds from 200 on, 8 for ablations; 0 to 15 were seen befo
 Cost        17 min on 2 cores; `--gates four --steps 5000 --seeds 4` under 1 min
 """
 
-import argparse
-import itertools
-
 import core
 from core import OURS, Check, Claim
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 GATE_SETS = {
     "all": core.LOGIC_GATES,
@@ -61,14 +57,6 @@ GATE_SETS = {
 def penalty(text):
     """argparse type: a finite float >= 0."""
     return 0.0 if text.strip() == "0" else core.positive_float(text)
-
-
-def probability(text):
-    """argparse type: a number above 0 and below 1."""
-    share = core.positive_float(text)
-    if share >= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1; give a number between 0 and 1")
-    return share
 
 
 parser = core.make_parser(__doc__, seeds=16, ablation_seeds=8)
@@ -117,7 +105,7 @@ parser.add_argument(
 parser.add_argument(
     "--alive",
     nargs="+",
-    type=probability,
+    type=core.probability,
     default=[0.254],
     help="share of live cells in the neighbourhoods drawn",
 )
@@ -184,51 +172,10 @@ EVERY = 10  # steps between two points of a curve
 def trial(config, seeds, job):
     """Train one network per seed on fresh batches; follow its loss over all neighbourhoods."""
     sizes = [core.CELLS, config.width, config.width, 1]
-    network = dense_gate_network(sizes, seeds, GATE_SETS[config.gates], config.normalise)
+    gates = GATE_SETS[config.gates]
+    network = core.dense_gate_network(sizes, seeds, gates, normalise=config.normalise)
     history = train(network.to(job.device), seeds, config)
     return [measure(history, row, config) for row in range(len(seeds))]
-
-
-class DenseOperands(nn.Module):
-    """Trained operands a = A x + a0 and b = B x + b0: [S, m, B] -> [S, 2, n, B].
-
-    weight [S, 2n, m], bias [S, 2n, 1]: of all a, then of all b. Source: logic journal.
-    """
-
-    def __init__(self, weight, bias):
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(bias)
-
-    def forward(self, x):
-        return torch.baddbmm(self.bias, self.weight, x).unflatten(1, (2, -1))
-
-
-def normal_weights(rngs, *shape):
-    """[S, *shape] from N(0, 0.01^2), each seed's part from its own generator."""
-    return torch.from_numpy(np.stack([rng.normal(0, 0.01, shape) for rng in rngs])).float()
-
-
-def dense_gate_network(sizes, seeds, gates, normalise="none", operands=DenseOperands):
-    """The journal's network: trained operands, and gates that start in equal parts, 1 / G each.
-
-    operands: the class of the operands, DenseOperands or one derived from it.
-    """
-    rngs = [core.stream(seed, "init") for seed in seeds]
-    layers = []
-    for inputs, units in itertools.pairwise(sizes):
-        weight = normal_weights(rngs, 2 * units, inputs)
-        bias = normal_weights(rngs, 2 * units, 1)
-        parts = torch.full((len(seeds), units, len(gates)), 1 / len(gates))
-        mixture = core.GateMixture(parts, gates, normalise)
-        layers.append(core.GateLayer(operands(weight, bias), mixture))
-    return core.GateNetwork(*layers)
-
-
-def all_neighbourhoods(networks, device):
-    """All 512 as the input of S networks, and what follows them: [S, 9, 512], [512]."""
-    inputs = torch.from_numpy(core.NEIGHBOURHOODS.T.copy()).to(device)
-    return inputs.expand(networks, -1, -1), torch.from_numpy(core.LIFE).to(device)
 
 
 def train(network, seeds, config):
@@ -237,7 +184,7 @@ def train(network, seeds, config):
     It ends early when every network has blown up. Nothing passes from one network to another.
     """
     device = network[0].gates.weight.device
-    inputs, target = all_neighbourhoods(len(seeds), device)
+    inputs, target = core.all_neighbourhoods(len(seeds), device)
     chance = torch.from_numpy(core.neighbourhood_chances(config.alive)).float().to(device)
     batches = core.neighbourhood_batches(seeds, config.alive, config.batch, device)
     optimizer = make_optimizer(network, config)

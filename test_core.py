@@ -31,6 +31,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import stats
+from scipy.signal import convolve2d
 from scipy.sparse import csgraph
 from torch import nn
 
@@ -834,6 +835,212 @@ def test_models_follow_a_renumbering_of_the_nodes(name):
     found = model(core.GraphBatch([renumbered]))
     expected = model(core.GraphBatch([SPARSE]))[order]
     assert_close(found, expected, rtol=1e-3)
+
+
+# Life's data and logic gates
+
+RELAXED = {  # each gate as it is usually written
+    "FALSE": lambda a, b: 0 * a,
+    "AND": lambda a, b: a * b,
+    "A AND NOT B": lambda a, b: a - a * b,
+    "A": lambda a, b: a,
+    "B AND NOT A": lambda a, b: b - a * b,
+    "B": lambda a, b: b,
+    "XOR": lambda a, b: a + b - 2 * a * b,
+    "OR": lambda a, b: a + b - a * b,
+    "NOR": lambda a, b: 1 - (a + b - a * b),
+    "XNOR": lambda a, b: 1 - (a + b - 2 * a * b),
+    "NOT B": lambda a, b: 1 - b,
+    "A OR NOT B": lambda a, b: 1 - b + a * b,
+    "NOT A": lambda a, b: 1 - a,
+    "B OR NOT A": lambda a, b: 1 - a + a * b,
+    "NAND": lambda a, b: 1 - a * b,
+    "TRUE": lambda a, b: 1 + 0 * a,
+    "RELU": lambda a, b: np.maximum(a, 0),
+}
+
+
+def all_cells(seeds=1):
+    """All 512 neighbourhoods as input of S networks: [S, 9, 512]."""
+    return core.all_neighbourhoods(seeds)[0]
+
+
+def test_life_is_the_rule_of_the_game():
+    board = np.random.default_rng(0).random((40, 50)) < 0.4
+    around = convolve2d(board, [[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="valid")
+    expected = (around == 3) | (board[1:-1, 1:-1] & (around == 2))
+    windows = np.lib.stride_tricks.sliding_window_view(board, (3, 3)).reshape(*expected.shape, 9)
+    np.testing.assert_array_equal(core.LIFE[windows @ 2 ** np.arange(9)[::-1]], expected)
+    np.testing.assert_array_equal(core.CELLS_ALIVE, [i.bit_count() for i in range(512)])
+
+
+def test_chances_of_neighbourhoods():
+    chance = core.neighbourhood_chances(0.254)
+    assert chance.sum() == pytest.approx(1)
+    np.testing.assert_allclose(chance, [0.254**k * 0.746 ** (9 - k) for k in core.CELLS_ALIVE])
+
+
+def test_batches_of_neighbourhoods_are_drawn_with_their_chances():
+    batches = core.neighbourhood_batches([3, 4], 0.254, 512)
+    counts = torch.stack([next(batches) for _ in range(300)]).double()  # [300, 2, 512]
+    assert (counts.sum(-1) == 512).all()
+    expected = 300 * 512 * core.neighbourhood_chances(0.254)
+    often = expected > 5
+    for row in range(2):
+        seen = counts[:, row].sum(0).numpy()
+        seen = np.append(seen[often], seen[~often].sum())
+        wanted = np.append(expected[often], expected[~often].sum())
+        assert stats.chisquare(seen, wanted).pvalue > 1e-4
+    alone = core.neighbourhood_batches([4], 0.254, 512)
+    assert torch.equal(torch.stack([next(alone)[0] for _ in range(70)]).double(), counts[:70, 1])
+
+
+def test_a_gates_number_is_its_truth_table_and_gives_its_polynomial_exactly():
+    corners = list(itertools.product((0, 1), repeat=2))
+    for number, name in enumerate(core.LOGIC_GATES):
+        bits = [number >> 3 & 1, number >> 2 & 1, number >> 1 & 1, number & 1]
+        assert core.truth_table(torch.tensor(number)).tolist() == bits
+        assert [RELAXED[name](a, b) for a, b in corners] == bits
+        c0, c1, c2, c3 = (torch.tensor(bits).float() @ core.FROM_CORNERS).tolist()
+        for a, b in itertools.product((-2, 0, 3, 5), repeat=2):  # integers: exact in floats
+            assert c0 + c1 * a + c2 * b + c3 * a * b == RELAXED[name](a, b)
+
+
+GATE_SETS = (core.LOGIC_GATES, ("AND", "XOR", "OR", "NAND"), ("RELU", *core.GATES[1:16]))
+
+
+@pytest.mark.parametrize("normalise", ["none", "sum", "softmax"])
+@pytest.mark.parametrize("gates", GATE_SETS, ids=len)
+def test_coefficients_are_the_weighted_sum_of_the_gates(gates, normalise):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 2, 3, 7))
+    weight = rng.random((2, 3, len(gates)))
+    share = {
+        "none": weight,
+        "sum": weight / weight.sum(-1, keepdims=True),
+        "softmax": np.exp(weight) / np.exp(weight).sum(-1, keepdims=True),
+    }[normalise]
+    expected = sum(share[..., g, None] * RELAXED[name](a, b) for g, name in enumerate(gates))
+
+    mixture = core.GateMixture(torch.from_numpy(weight), gates, normalise).double()
+    operands = torch.from_numpy(np.stack([a, b], 1)).requires_grad_()
+    found = core.mix_gates(operands, mixture.coefficients())
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-10)
+    assert torch.autograd.gradcheck(
+        lambda x, w: core.mix_gates(x, mixture.coefficients()), (operands, mixture.weight)
+    )
+
+
+def test_relu_of_one_operand():
+    mixture = core.GateMixture(torch.tensor([[[2.0], [3.0]]]), ("RELU",))
+    found = core.mix_gates(torch.tensor([[[[-1.0, 1.0], [2.0, -2.0]]]]), mixture.coefficients())
+    assert found.tolist() == [[[0, 2], [6, 0]]]
+
+
+def test_truth_tables_are_linear_between_their_corners():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((2, 3, 4))
+    a, b = rng.random((2, 2, 3, 7))
+    entry = 1 / (1 + np.exp(-logits))[..., None]
+    upper = (1 - b) * entry[:, :, 2] + b * entry[:, :, 3]
+    lower = (1 - b) * entry[:, :, 0] + b * entry[:, :, 1]
+    operands = torch.from_numpy(np.stack([a, b], 1)).float()
+    tables = core.TruthTables(torch.from_numpy(logits).float())
+    found = core.mix_gates(operands, tables.coefficients())
+    np.testing.assert_allclose(found.detach(), (1 - a) * lower + a * upper, rtol=1e-5, atol=1e-6)
+
+
+def test_hardening_takes_the_heaviest_gate_and_the_nearest_table():
+    corners = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1]])
+    for number in range(16):
+        expected = core.truth_table(torch.tensor(number))
+        mixture = core.GateMixture(torch.eye(16)[number].view(1, 1, 16) + 0.1)
+        tables = core.TruthTables((2 * expected - 1).view(1, 1, 4))
+        for gates in (mixture, tables):
+            assert gates.hardened().item() == number
+            layer = core.GateLayer(core.WiredOperands(np.array([[[0], [1]]]), 2), gates)
+            assert torch.equal(layer.hardened(corners[None])[0, 0], expected)
+    few = core.GateMixture(torch.tensor([[[0.1, 0.2]]]), ("AND", "OR"))
+    assert core.GATES[few.hardened().item()] == "OR"
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(9, 128), (9, 5), (128, 64), (2, 1), (3, 2)])
+def test_wires_use_every_input_and_never_one_twice(inputs, units):
+    for seed in range(20):
+        wires = core.draw_wires(inputs, units, np.random.default_rng(seed))
+        assert wires.shape == (2, units)
+        assert (wires[0] != wires[1]).all()
+        used = np.bincount(wires.ravel(), minlength=inputs)
+        assert len(used) == inputs
+        assert used.sum() == 2 * units
+        if units == 128:
+            assert used.min() >= 20  # 28 each, but for those rewired away from a twin
+            assert used.max() <= 40
+
+
+@pytest.mark.parametrize(("inputs", "units"), [(1, 3), (9, 4)])
+def test_what_cannot_be_wired_is_refused(inputs, units):
+    with pytest.raises(ValueError, match="cannot use"):
+        core.draw_wires(inputs, units, np.random.default_rng(0))
+
+
+def test_wired_operands_read_their_wires():
+    rng = np.random.default_rng(0)
+    wires = np.stack([core.draw_wires(5, 4, rng) for _ in range(3)])
+    x = torch.randn(3, 5, 7)
+    found = core.WiredOperands(wires, 5)(x)
+    for s, side, unit in itertools.product(range(3), range(2), range(4)):
+        assert torch.equal(found[s, side, unit], x[s, wires[s, side, unit]])
+
+
+@pytest.mark.parametrize("gates", ["softmax", "tables"])
+def test_a_wired_network_starts_by_passing_an_input_on(gates):
+    network = core.wired_gate_network((9, 16, 16, 8, 4, 2, 1), [3, 4], gates, 0.9)
+    output = network.hardened(all_cells(2))
+    for seed in range(2):
+        assert any(torch.equal(output[seed], cell) for cell in all_cells()[0])
+    c = network[0].gates.coefficients()[0, 0].tolist()
+    found = c[0] + 0.3 * c[1] + 0.8 * c[2] + 0.24 * c[3]
+    if gates == "softmax":  # 0.9 of A, the rest in equal parts
+        rest = sum(RELAXED[name](0.3, 0.8) for name in core.LOGIC_GATES if name != "A")
+        assert found == pytest.approx(0.9 * 0.3 + 0.1 / 15 * rest, rel=1e-5)
+    else:  # 0.1 where A is 0, 0.9 where it is 1
+        assert found == pytest.approx(0.7 * 0.1 + 0.3 * 0.9, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "names", [("AND", "XOR", "OR", "NAND"), ("RELU",), ("RELU", *core.LOGIC_GATES[1:])]
+)
+def test_dense_gate_network_against_numpy(names):
+    network = core.dense_gate_network([9, 6, 5, 1], [3, 4], names, std=0.3)
+    torch.manual_seed(0)
+    for layer in network:
+        nn.init.normal_(layer.gates.weight)
+    found = network(all_cells(2)).detach()
+    for seed in range(2):
+        x = core.NEIGHBOURHOODS.T.astype(np.float64)
+        for layer in network:
+            weight = layer.operands.weight[seed].detach().double().numpy()
+            both = weight @ x + layer.operands.bias[seed].detach().double().numpy()
+            share = layer.gates.weight[seed].detach().double().numpy()
+            a, b = both[: len(share)], both[-len(share) :]
+            x = sum(share[:, g, None] * RELAXED[name](a, b) for g, name in enumerate(names))
+        np.testing.assert_allclose(found[seed], x[0], rtol=1e-3, atol=1e-5)
+
+
+def test_uniform_gates_sum_to_one_and_constant_ones_are_equal():
+    for start in ("uniform", "constant"):
+        network = core.dense_gate_network([9, 6, 1], [3], ("AND", "OR"), start=start)
+        weight = network[0].gates.weight
+        torch.testing.assert_close(weight.sum(-1), torch.ones(1, 6))
+        assert (weight[..., 0] == weight[..., 1]).all() == (start == "constant")
+
+
+def test_a_dense_gate_network_starts_small():
+    network = core.dense_gate_network((9, 200, 1), [3, 4], ("AND", "OR"), std=0.02)
+    assert network[0].operands.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert network[0].operands.bias.std().item() == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(network[0].operands.weight[0], network[0].operands.weight[1])
 
 
 # Metrics
@@ -1812,10 +2019,11 @@ def test_parse_tells_defaults_from_values_given(lab):
         (core.layer_width, {"8": 8}, ["0", "1000000"]),
         (core.any_number, {"-1e2": -100.0, "-inf": -math.inf}, ["nan", "x", ""]),
         (core.positive_float, {"1e-5": 1e-5}, ["0", "-1", "inf", "nan"]),
+        (core.probability, {"0.25": 0.25}, ["0", "1", "1.5", "-0.5", "nan", "half"]),
         (core.int_tuple, {"0,2,3": (0, 2, 3), "1": (1,)}, ["2,1", "1,1", "-1", "", "1,", "a"]),
         (core.input_file, {}, ["/nonexistent", "/dev/null", ".", "~nobody-of-this-name/x"]),
     ],
-    ids=["integer", "positive_int", "width", "number", "positive", "tuple", "file"],
+    ids=["integer", "positive_int", "width", "number", "positive", "share", "tuple", "file"],
 )
 def test_types(read, good, bad):
     for text, value in good.items():

@@ -48,7 +48,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import signal, special, stats
+from scipy import special
 from scipy.spatial import distance
 
 torch.set_num_threads(1)  # tests run side by side
@@ -1035,180 +1035,13 @@ def test_why_base_3_is_an_exception():
     assert p.colour[middle] == p.colour[corner]
 
 
-# exp_logic_circuit, and the gate layers that it is made of
-
-# for test_core.py: Life's data and gate layers
-
-RELAXED = {  # each gate as it is usually written
-    "FALSE": lambda a, b: 0 * a,
-    "AND": lambda a, b: a * b,
-    "A AND NOT B": lambda a, b: a - a * b,
-    "A": lambda a, b: a,
-    "B AND NOT A": lambda a, b: b - a * b,
-    "B": lambda a, b: b,
-    "XOR": lambda a, b: a + b - 2 * a * b,
-    "OR": lambda a, b: a + b - a * b,
-    "NOR": lambda a, b: 1 - (a + b - a * b),
-    "XNOR": lambda a, b: 1 - (a + b - 2 * a * b),
-    "NOT B": lambda a, b: 1 - b,
-    "A OR NOT B": lambda a, b: 1 - b + a * b,
-    "NOT A": lambda a, b: 1 - a,
-    "B OR NOT A": lambda a, b: 1 - a + a * b,
-    "NAND": lambda a, b: 1 - a * b,
-    "TRUE": lambda a, b: 1 + 0 * a,
-    "RELU": lambda a, b: np.maximum(a, 0),
-}
+# exp_logic_circuit
 
 
 def all_cells(seeds=1):
     """All 512 neighbourhoods as input of S networks: [S, 9, 512]."""
-    return torch.from_numpy(core.NEIGHBOURHOODS.T.copy()).expand(seeds, 9, 512)
+    return core.all_neighbourhoods(seeds)[0]
 
-
-def test_life_is_the_rule_of_the_game():
-    board = np.random.default_rng(0).random((40, 50)) < 0.4
-    around = signal.convolve2d(board, [[1, 1, 1], [1, 0, 1], [1, 1, 1]], mode="valid")
-    expected = (around == 3) | (board[1:-1, 1:-1] & (around == 2))
-    windows = np.lib.stride_tricks.sliding_window_view(board, (3, 3)).reshape(*expected.shape, 9)
-    np.testing.assert_array_equal(core.LIFE[windows @ 2 ** np.arange(9)[::-1]], expected)
-    np.testing.assert_array_equal(core.CELLS_ALIVE, [i.bit_count() for i in range(512)])
-
-
-def test_chances_of_neighbourhoods():
-    chance = core.neighbourhood_chances(0.254)
-    assert chance.sum() == pytest.approx(1)
-    np.testing.assert_allclose(chance, [0.254**k * 0.746 ** (9 - k) for k in core.CELLS_ALIVE])
-
-
-def test_batches_of_neighbourhoods_are_drawn_with_their_chances():
-    batches = core.neighbourhood_batches([3, 4], 0.254, 512)
-    counts = torch.stack([next(batches) for _ in range(300)]).double()  # [300, 2, 512]
-    assert (counts.sum(-1) == 512).all()
-    expected = 300 * 512 * core.neighbourhood_chances(0.254)
-    often = expected > 5
-    for row in range(2):
-        seen = counts[:, row].sum(0).numpy()
-        seen = np.append(seen[often], seen[~often].sum())
-        wanted = np.append(expected[often], expected[~often].sum())
-        assert stats.chisquare(seen, wanted).pvalue > 1e-4
-    alone = core.neighbourhood_batches([4], 0.254, 512)
-    assert torch.equal(torch.stack([next(alone)[0] for _ in range(70)]).double(), counts[:70, 1])
-
-
-def test_a_gates_number_is_its_truth_table_and_gives_its_polynomial_exactly():
-    corners = list(itertools.product((0, 1), repeat=2))
-    for number, name in enumerate(core.LOGIC_GATES):
-        bits = [number >> 3 & 1, number >> 2 & 1, number >> 1 & 1, number & 1]
-        assert core.truth_table(torch.tensor(number)).tolist() == bits
-        assert [RELAXED[name](a, b) for a, b in corners] == bits
-        c0, c1, c2, c3 = (torch.tensor(bits).float() @ core.FROM_CORNERS).tolist()
-        for a, b in itertools.product((-2, 0, 3, 5), repeat=2):  # integers: exact in floats
-            assert c0 + c1 * a + c2 * b + c3 * a * b == RELAXED[name](a, b)
-
-
-GATE_SETS = (core.LOGIC_GATES, ("AND", "XOR", "OR", "NAND"), ("RELU", *core.GATES[1:16]))
-
-
-@pytest.mark.parametrize("normalise", ["none", "sum", "softmax"])
-@pytest.mark.parametrize("gates", GATE_SETS, ids=len)
-def test_coefficients_are_the_weighted_sum_of_the_gates(gates, normalise):
-    rng = np.random.default_rng(0)
-    a, b = rng.standard_normal((2, 2, 3, 7))
-    weight = rng.random((2, 3, len(gates)))
-    share = {
-        "none": weight,
-        "sum": weight / weight.sum(-1, keepdims=True),
-        "softmax": np.exp(weight) / np.exp(weight).sum(-1, keepdims=True),
-    }[normalise]
-    expected = sum(share[..., g, None] * RELAXED[name](a, b) for g, name in enumerate(gates))
-
-    mixture = core.GateMixture(torch.from_numpy(weight), gates, normalise).double()
-    operands = torch.from_numpy(np.stack([a, b], 1)).requires_grad_()
-    found = core.mix_gates(operands, mixture.coefficients())
-    np.testing.assert_allclose(found.detach(), expected, rtol=1e-10)
-    assert torch.autograd.gradcheck(
-        lambda x, w: core.mix_gates(x, mixture.coefficients()), (operands, mixture.weight)
-    )
-
-
-def test_relu_of_one_operand():
-    mixture = core.GateMixture(torch.tensor([[[2.0], [3.0]]]), ("RELU",))
-    found = core.mix_gates(torch.tensor([[[[-1.0, 1.0], [2.0, -2.0]]]]), mixture.coefficients())
-    assert found.tolist() == [[[0, 2], [6, 0]]]
-
-
-def test_truth_tables_are_linear_between_their_corners():
-    rng = np.random.default_rng(0)
-    logits = rng.standard_normal((2, 3, 4))
-    a, b = rng.random((2, 2, 3, 7))
-    entry = 1 / (1 + np.exp(-logits))[..., None]
-    upper = (1 - b) * entry[:, :, 2] + b * entry[:, :, 3]
-    lower = (1 - b) * entry[:, :, 0] + b * entry[:, :, 1]
-    operands = torch.from_numpy(np.stack([a, b], 1)).float()
-    tables = core.TruthTables(torch.from_numpy(logits).float())
-    found = core.mix_gates(operands, tables.coefficients())
-    np.testing.assert_allclose(found.detach(), (1 - a) * lower + a * upper, rtol=1e-5, atol=1e-6)
-
-
-def test_hardening_takes_the_heaviest_gate_and_the_nearest_table():
-    corners = torch.tensor([[0.0, 0, 1, 1], [0, 1, 0, 1]])
-    for number in range(16):
-        expected = core.truth_table(torch.tensor(number))
-        mixture = core.GateMixture(torch.eye(16)[number].view(1, 1, 16) + 0.1)
-        tables = core.TruthTables((2 * expected - 1).view(1, 1, 4))
-        for gates in (mixture, tables):
-            assert gates.hardened().item() == number
-            layer = core.GateLayer(core.WiredOperands(np.array([[[0], [1]]]), 2), gates)
-            assert torch.equal(layer.hardened(corners[None])[0, 0], expected)
-    few = core.GateMixture(torch.tensor([[[0.1, 0.2]]]), ("AND", "OR"))
-    assert core.GATES[few.hardened().item()] == "OR"
-
-
-@pytest.mark.parametrize(("inputs", "units"), [(9, 128), (9, 5), (128, 64), (2, 1), (3, 2)])
-def test_wires_use_every_input_and_never_one_twice(inputs, units):
-    for seed in range(20):
-        wires = core.draw_wires(inputs, units, np.random.default_rng(seed))
-        assert wires.shape == (2, units)
-        assert (wires[0] != wires[1]).all()
-        used = np.bincount(wires.ravel(), minlength=inputs)
-        assert len(used) == inputs
-        assert used.sum() == 2 * units
-        if units == 128:
-            assert used.min() >= 20  # 28 each, but for those rewired away from a twin
-            assert used.max() <= 40
-
-
-@pytest.mark.parametrize(("inputs", "units"), [(1, 3), (9, 4)])
-def test_what_cannot_be_wired_is_refused(inputs, units):
-    with pytest.raises(ValueError, match="cannot use"):
-        core.draw_wires(inputs, units, np.random.default_rng(0))
-
-
-def test_wired_operands_read_their_wires():
-    rng = np.random.default_rng(0)
-    wires = np.stack([core.draw_wires(5, 4, rng) for _ in range(3)])
-    x = torch.randn(3, 5, 7)
-    found = core.WiredOperands(wires, 5)(x)
-    for s, side, unit in itertools.product(range(3), range(2), range(4)):
-        assert torch.equal(found[s, side, unit], x[s, wires[s, side, unit]])
-
-
-@pytest.mark.parametrize("gates", ["softmax", "tables"])
-def test_a_wired_network_starts_by_passing_an_input_on(gates):
-    network = core.wired_gate_network((9, 16, 16, 8, 4, 2, 1), [3, 4], gates, 0.9)
-    output = network.hardened(all_cells(2))
-    for seed in range(2):
-        assert any(torch.equal(output[seed], cell) for cell in all_cells()[0])
-    c = network[0].gates.coefficients()[0, 0].tolist()
-    found = c[0] + 0.3 * c[1] + 0.8 * c[2] + 0.24 * c[3]
-    if gates == "softmax":  # 0.9 of A, the rest in equal parts
-        rest = sum(RELAXED[name](0.3, 0.8) for name in core.LOGIC_GATES if name != "A")
-        assert found == pytest.approx(0.9 * 0.3 + 0.1 / 15 * rest, rel=1e-5)
-    else:  # 0.1 where A is 0, 0.9 where it is 1
-        assert found == pytest.approx(0.7 * 0.1 + 0.3 * 0.9, rel=1e-5)
-
-
-# for test_exp.py: exp_logic_circuit.py
 
 CONFIG = {"gates": "tables", "lr": 0.1, "batch": 64, "steps": 150}
 
@@ -1270,13 +1103,6 @@ def test_the_recommended_network_is_exact_and_its_circuit_small_and_right():
     assert result["gates left"] == len(small.gates) < 300
     assert circuit.runs_boards(small, 0)
     assert not circuit.runs_boards(circuit.parse_netlist(NETLIST), 0)
-
-
-@pytest.mark.parametrize("text", ["0", "1", "1.5", "-0.5", "nan", "half"])
-def test_a_share_is_between_0_and_1(text):
-    with pytest.raises(argparse.ArgumentTypeError):
-        circuit.start_share(text)
-    assert circuit.start_share("0.25") == 0.25
 
 
 # circuits
@@ -3172,41 +2998,13 @@ def test_what_is_dead_and_what_is_near_1():
     assert relu.share_near_1(output, 0.254) == pytest.approx(expected)
 
 
-def gate_cells():
-    """All 512 neighbourhoods as the input of one network: [1, 9, 512]."""
-    return torch.from_numpy(core.NEIGHBOURHOODS.T.copy())[None]
-
-
-@pytest.mark.parametrize("names", [("AND", "XOR", "OR", "NAND"), ("RELU",), ("RELU", "AND")])
-def test_dense_gate_network_against_numpy(names):
-    network = logic_gates.dense_gate_network([9, 6, 5, 1], 3, names, "uniform", 0.3)
-    x = core.NEIGHBOURHOODS.T.astype(np.float64)
-    for layer in network:
-        weight = layer.operands.weight[0].detach().double().numpy()
-        both = weight @ x + layer.operands.bias[0].detach().double().numpy()
-        units = len(layer.gates.weight[0])
-        share = layer.gates.weight[0].detach().double().numpy()
-        a, b = both[:units], both[-units:]
-        x = sum(share[:, g, None] * RELAXED[name](a, b) for g, name in enumerate(names))
-    found = network(gate_cells())[0].detach()
-    np.testing.assert_allclose(found, x[0], rtol=1e-4, atol=1e-5)
-
-
-def test_uniform_gates_sum_to_one_and_constant_ones_are_equal():
-    for start in ("uniform", "constant"):
-        network = logic_gates.dense_gate_network([9, 6, 1], 3, ("AND", "OR"), start, 0.01)
-        weight = network[0].gates.weight
-        torch.testing.assert_close(weight.sum(-1), torch.ones(1, 6))
-        assert (weight[..., 0] == weight[..., 1]).all() == (start == "constant")
-
-
 GATES_CONFIG = argparse.Namespace(lr=0.1, alive=0.3, batch=32, steps=20)
 
 
 def test_training_is_gradient_descent_on_the_drawn_batches():
     def make():
-        return logic_gates.dense_gate_network(
-            [9, 6, 5, 1], 5, ("AND", "XOR", "RELU"), "uniform", 0.3
+        return core.dense_gate_network(
+            [9, 6, 5, 1], [5], ("AND", "XOR", "RELU"), start="uniform", std=0.3
         )
 
     reference = make()
@@ -3217,12 +3015,12 @@ def test_training_is_gradient_descent_on_the_drawn_batches():
     target = torch.from_numpy(core.LIFE)
     for step in range(21):
         if step % logic_gates.CHECK_EVERY == 0:
-            found = reference(gate_cells())[0].detach()
+            found = reference(all_cells())[0].detach()
             row = outputs[step // logic_gates.CHECK_EVERY]
             np.testing.assert_allclose(row, found, rtol=1e-4, atol=1e-5)
         drawn = torch.repeat_interleave(torch.arange(512), next(batches)[0].long())
         assert len(drawn) == 32
-        loss = F.mse_loss(reference(gate_cells()[..., drawn])[0], target[drawn])
+        loss = F.mse_loss(reference(all_cells()[..., drawn])[0], target[drawn])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -3230,7 +3028,7 @@ def test_training_is_gradient_descent_on_the_drawn_batches():
 
 
 def test_a_blow_up_is_told_and_leaves_no_numbers():
-    network = logic_gates.dense_gate_network([9, 6, 5, 1], 5, ("AND", "XOR"), "constant", 0.3)
+    network = core.dense_gate_network([9, 6, 5, 1], [5], ("AND", "XOR"), std=0.3)
     config = argparse.Namespace(lr=1e4, alive=0.3, batch=32, steps=40)
     outputs, blow_up = logic_gates.train_on_life(network, 5, config)
     assert 1 <= blow_up < 40
@@ -3307,38 +3105,11 @@ def start_network(seeds, config, scale=30.0):
     """A small network whose operands are far enough from 0 for everything to matter."""
     gates = logic_start.GATE_SETS[config.gates]
     sizes = (9, config.width, config.width, 1)
-    network = logic_start.dense_gate_network(sizes, seeds, gates, config.normalise)
+    network = core.dense_gate_network(sizes, seeds, gates, normalise=config.normalise)
     with torch.no_grad():
         for layer in network:
             layer.operands.weight *= scale
     return network
-
-
-@pytest.mark.parametrize("gates", ["four", "all-relu", "two"])
-def test_dense_network_against_plain_products(gates):
-    config = start_config(gates=gates)
-    network = start_network([3, 4], config)
-    torch.manual_seed(0)
-    for layer in network:
-        torch.nn.init.normal_(layer.gates.weight)
-    found = network(all_cells(2)).detach().numpy()
-    for seed in range(2):
-        x = core.NEIGHBOURHOODS.T
-        for layer in network:
-            weight = layer.operands.weight[seed].detach().numpy()
-            a, b = np.split(weight @ x + layer.operands.bias[seed].detach().numpy(), 2)
-            share = layer.gates.weight[seed].detach().numpy()
-            names = logic_start.GATE_SETS[gates]
-            x = sum(share[:, g, None] * RELAXED[name](a, b) for g, name in enumerate(names))
-        np.testing.assert_allclose(found[seed], x[0], rtol=1e-3, atol=1e-5)
-
-
-def test_a_network_starts_small_and_with_equal_gates():
-    network = logic_start.dense_gate_network((9, 200, 1), [3, 4], ("AND", "OR"))
-    assert network[0].operands.weight.std().item() == pytest.approx(0.01, rel=0.1)
-    assert network[0].operands.bias.std().item() == pytest.approx(0.01, rel=0.1)
-    assert (network[0].gates.weight == 0.5).all()
-    assert not torch.equal(network[0].operands.weight[0], network[0].operands.weight[1])
 
 
 def test_all_16_in_equal_parts_are_one_half_without_a_slope():
@@ -3476,23 +3247,16 @@ def test_a_penalty_is_at_least_0(text):
     assert logic_start.penalty("1e-5") == 1e-5
 
 
-@pytest.mark.parametrize("text", ["0", "1", "1.5", "x"])
-def test_a_probability_is_between_0_and_1(text):
-    with pytest.raises(argparse.ArgumentTypeError):
-        logic_start.probability(text)
-    assert logic_start.probability("0.485") == 0.485
-
-
 def blowup_config(**settings):
     _, base, _ = core.parse(blowup.parser, [])
     small = {"width": 5, "batch": 32, "steps": 12}
     return argparse.Namespace(**base | small | settings)
 
 
-def blowup_network(seeds, config, operands=logic_start.DenseOperands):
+def blowup_network(seeds, config, operands=core.DenseOperands):
     gates = logic_start.GATE_SETS[config.gates]
     sizes = (9, config.width, config.width, 1)
-    network = logic_start.dense_gate_network(sizes, seeds, gates, operands=operands)
+    network = core.dense_gate_network(sizes, seeds, gates, operands=operands)
     with torch.no_grad():
         for layer in network:
             layer.operands.weight *= 30
