@@ -3109,7 +3109,7 @@ def main(
     script = Path(trial.__code__.co_filename).resolve()
     few_seeds = {}
     if parser.ablation_seeds is not None:
-        few_seeds = dict.fromkeys(ablations, parser.ablation_seeds)
+        few_seeds = dict.fromkeys(ablations, 1 if options.smoke else parser.ablation_seeds)
     experiment = Experiment(
         script,
         trial,

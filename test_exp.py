@@ -1,6 +1,7 @@
 """Every experiment, found by glob: its smoke run, flags, claims, and what its trial reaches."""
 
 import argparse
+import atexit
 import importlib
 import itertools
 import math
@@ -9,6 +10,7 @@ import pickle
 import re
 import resource
 import runpy
+import shutil
 import signal as signals
 import subprocess
 import sys
@@ -41,6 +43,7 @@ import exp_pattern_memory as pattern_memory
 import exp_pattern_stats as pattern_stats
 import exp_pattern_templates as templates
 import exp_pyramid_edges
+import exp_speed
 from exp_path_attention import PyramidPairs
 from test_core import GRAPHS, NUMBERS, exact_powers, exact_vectors
 
@@ -62,6 +65,19 @@ by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.ste
 
 # Where the results are shares of nodes, the tiny model has to learn for a flag to matter
 LEARNS = {"graphs": 16, "batch": 2, "epochs": 6, "lr": 0.03, "test_graphs": 6}
+
+
+def inverted_twice(netlist):
+    """An InputFile of a circuit whose output is that of another netlist, inverted twice."""
+    text = Path(netlist).read_text(encoding="utf-8")
+    text = re.sub(r"assign y = (\w+);", r"assign h = ~\1;\n  assign y = ~h;", text)
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    path = Path(folder) / "inverted.v"
+    path.write_text(text, encoding="utf-8")
+    return core.input_file(path)
+
+
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
     "exp_coloring_edges": {
@@ -340,6 +356,17 @@ EFFECTS = {
         "graphs": ({}, 3),
         "epochs": ({}, 6),
     },
+    "exp_speed": {
+        "operation": ({}, "gating"),
+        "dim": ({}, 4),
+        "graphs": ({}, 3),
+        "length": ({"operation": "causal"}, 32),
+        "units": ({"operation": "logic-layer"}, 6),
+        "board": ({"operation": "life"}, 12),
+        "netlist": ({"operation": "life"}, inverted_twice(exp_speed.NETLIST)),
+        "epochs": ({"operation": "processes"}, 30),
+        "rounds": ({}, 4),
+    },
 }
 
 
@@ -365,7 +392,7 @@ def numbers(result):
     """All numbers of a result but times as one vector per name, NaN as 0."""
     found = {}
     for name, value in result.items():
-        if re.search(r"^(step|time) over|^CPU time|, ms$", name):
+        if re.search(r"^(step|time) over|^CPU time|, ms$| / ", name):
             continue
         array = np.asarray(value)
         if array.dtype.kind in "fiub":
@@ -479,6 +506,44 @@ def test_gin_along_edges_is_gin():
     along_edges = exp_gating_speed.EdgeGINLayer(8, exp_gating_speed.list_edges(batch))
     along_edges.load_state_dict(dense.state_dict())
     torch.testing.assert_close(along_edges(x, batch), dense(x, batch), rtol=1e-3, atol=1e-4)
+
+
+# exp_speed
+
+
+def test_padded_attention_is_position_attention():
+    batch = core.GraphBatch(core.PatternData(0).first(3))
+    x = torch.randn(len(batch.label), 8)
+    for operation in ("gating", "attention"):
+        settings = exp_speed.settings_of(operation)
+        with core.initialised_from(0):
+            own = core.PositionAttention(8, **settings)
+        padded = exp_speed.PaddedAttention(8, **settings)
+        padded.load_state_dict(own.state_dict())
+        torch.testing.assert_close(padded(x, batch), own(x, batch), rtol=1e-3, atol=1e-4)
+
+
+def test_all_gates_are_the_sixteen():
+    a = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    b = torch.tensor([0.0, 1.0, 0.0, 1.0])
+    expected = core.truth_table(torch.arange(16)).T
+    torch.testing.assert_close(exp_speed.all_gates(a, b), expected)
+
+
+@pytest.mark.parametrize("csr", [False, True])
+def test_listed_edges_are_those_of_the_graphs(csr):
+    graphs = core.PatternData(0).first(2)
+    edges = exp_speed.list_edges(core.GraphBatch(graphs), csr)
+    first = len(graphs[0].feature)
+    expected = np.zeros((first + len(graphs[1].feature),) * 2)
+    expected[:first, :first] = graphs[0].adjacency()
+    expected[first:, first:] = graphs[1].adjacency()
+    found = np.zeros_like(expected)
+    if csr:
+        found = edges.to_dense().numpy()
+    else:
+        found[tuple(edges.numpy())] = 1
+    np.testing.assert_array_equal(found, expected)
 
 
 # exp_gating_causes and exp_gating_norms
