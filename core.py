@@ -4,10 +4,10 @@ Read it from the top: a function uses only what stands above it.
 
      1 Process        what must happen before torch is imported
      2 Seeds          one random stream per seed and purpose
-     3 Data           PATTERN graphs, batches, pyramids, Life
+     3 Data           PATTERN graphs, batches, pyramids, Life, English text
      4 Masks          masked softmax and sigmoid, adjacency powers
-     5 Layers         position attention, transformer layer, GIN, logic gates
-     6 Models         node classifier, networks of logic gates
+     5 Layers         attention, transformer layer, GIN, logic gates
+     6 Models         node classifier, networks of logic gates, language model
      7 Metrics        loss, recalls, AUC, oscillation
      8 Gradient log   norms of every parameter at every step
      9 Training
@@ -28,7 +28,8 @@ Dimensions
     B graphs in a batch              N nodes of the largest graph in it
     V real nodes of a batch, packed graph after graph: node-wise tensors are [V, D]
     D channels    H heads            K powers of the adjacency
-    T steps       P parameters       S seeds, stacked in one tensor program where networks are tiny
+    T steps, or bytes of context    P parameters
+    S seeds, stacked in one tensor program where networks are tiny
     G gates that a unit mixes, n units of a layer
 """
 
@@ -82,6 +83,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import platform
 import re
 import shlex
 import socket
@@ -414,6 +416,132 @@ def all_neighbourhoods(networks, device="cpu"):
     return inputs.expand(networks, -1, -1), torch.from_numpy(LIFE).to(device)
 
 
+# English text
+BYTES = 256  # a token is a byte
+LIBRARY = f"Python {platform.python_version()}"  # the documentation in its standard library
+NOT_READ = {  # folders of the library without documentation of their own
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "site-packages",
+    "encodings",
+    "pydoc_data",
+}
+PASSAGE_WORDS = 8  # no passage of so many words stands in both parts of a text
+LEAST_BYTES = 2_000  # of each part
+PIECE = 500  # characters of a piece of a text without paragraphs and lines
+
+
+class Text(NamedTuple):
+    """A text in two parts without a common passage: train, held_out, uint8 [bytes]."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+    def digest(self):
+        """sha256 of both parts, 16 hex digits. It differs between builds of Python."""
+        content = self.train.tobytes() + b"\0" + self.held_out.tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def docstrings(source):
+    """All docstrings of a Python source, separated by empty lines."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, documented)]
+    found = [ast.get_docstring(node) for node in nodes]
+    return "\n\n".join(text for text in found if text)
+
+
+def library_documents():
+    """The help topics of `pydoc` and the docstrings of each module of the library: a list.
+
+    In the order of a hash of their names, so that any part of it is a fair sample.
+    """
+    from pydoc_data.topics import topics
+
+    documents = dict(topics)
+    root = Path(ast.__file__).parent
+    for path in root.rglob("*.py"):
+        name = path.relative_to(root)
+        if NOT_READ.isdisjoint(name.parts):
+            with contextlib.suppress(SyntaxError, ValueError):  # some are there to be broken
+                documents[str(name)] = docstrings(path.read_bytes())
+    names = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return [documents[name] for name in names]
+
+
+def passages(words):
+    """All passages of PASSAGE_WORDS words of a text whose words are joined by one space."""
+    listed = words.split(" ")
+    starts = range(len(listed) - PASSAGE_WORDS + 1)
+    return {" ".join(listed[i : i + PASSAGE_WORDS]) for i in starts}
+
+
+def split_text(documents):
+    """The Text of documents: trained on are the first, held out the last, about a tenth.
+
+    A paragraph that stands twice is kept once; a held-out one that shares a passage with the
+    training part is left out.
+    """
+    seen = set()
+    kept = []  # {words joined by one space: the paragraph as it stands}, one per document
+    for document in documents:
+        paragraphs = {}
+        for paragraph in re.split(r"\n\s*\n", document):
+            words = " ".join(paragraph.split())
+            if words and words not in seen:
+                paragraphs[words] = paragraph.strip("\n")
+        seen.update(paragraphs)
+        kept.append(paragraphs)
+    sizes = np.cumsum([sum(map(len, paragraphs.values())) for paragraphs in kept])
+    first_held_out = int(np.searchsorted(sizes, 0.9 * sizes[-1])) + 1
+
+    trained_on = set()
+    for words in itertools.chain(*kept[:first_held_out]):
+        trained_on |= passages(words)
+    held_out = []
+    for paragraphs in kept[first_held_out:]:
+        new = [words for words in paragraphs if trained_on.isdisjoint(passages(words))]
+        held_out.append([paragraphs[words] for words in new])
+    train = [list(paragraphs.values()) for paragraphs in kept[:first_held_out]]
+    return Text(as_bytes(train), as_bytes(held_out))
+
+
+def as_bytes(documents):
+    """Documents, lists of paragraphs, in UTF-8: uint8 [bytes]."""
+    texts = ["\n\n".join(paragraphs) for paragraphs in documents if paragraphs]
+    return np.frombuffer("\n\n\n".join(texts).encode(), np.uint8)
+
+
+def read_characters(path):
+    """The content of a UTF-8 file, without a byte-order mark."""
+    return Path(path).read_text(encoding="utf-8-sig")
+
+
+@functools.cache
+def load_text(source):
+    """The Text of LIBRARY, or of an InputFile that `text_source` made.
+
+    Documents of a file are its paragraphs; where they leave too little of a part its lines, and
+    then pieces of PIECE characters. Raises UsageError for one that is too short.
+    """
+    if source == LIBRARY:
+        return split_text(library_documents())
+    content = read_characters(source.path)
+    pieces = [content[i : i + PIECE] for i in range(0, len(content), PIECE)]
+    for documents in (re.split(r"\n\s*\n", content), content.splitlines(), pieces):
+        text = split_text(documents or [""])
+        smaller = min(len(text.train), len(text.held_out))
+        if smaller >= LEAST_BYTES:
+            return text
+    raise UsageError(
+        f"--text {source.path}: too short, {smaller:,} bytes of {LEAST_BYTES:,} in its smaller "
+        "part, without repetitions; give a longer one"
+    )
+
+
 # %% 4 Masks
 
 
@@ -628,6 +756,110 @@ class ContentAttention(nn.Module):
     def split_heads(self, x, batch):
         """[V, D] -> [B, H, N, D/H]."""
         return batch.pad(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def rotate(x):
+    """Rotary positions: channels i and i + C/2 of [B, H, T, C], turned by t / 10000^(2i / C).
+
+    Source: Su et al., RoFormer, arXiv 2104.09864.
+    """
+    half = x.shape[-1] // 2
+    position = torch.arange(x.shape[-2], device=x.device)
+    frequency = 1e4 ** (-torch.arange(half, device=x.device) / half)
+    angle = position[:, None] * frequency
+    cos = angle.cos()
+    sin = angle.sin()
+    first, second = x.split(half, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def divide_by_norm(x, norm, dim=-1):
+    """x / ||x|| ("fro_norm"), x / sqrt(mean x^2) ("rms_norm"), or x ("none"), along `dim`.
+
+    Without learned weights. dim None: over the whole tensor.
+    """
+    if norm == "none":
+        return x
+    square = x.square()
+    size = square.mean(dim, keepdim=True)
+    if norm == "fro_norm":
+        size = square.sum(dim, keepdim=True)
+    return x * (size + 1e-8).rsqrt()
+
+
+class CausalAttention(nn.Module):
+    """The attention notebook's attention: packed tokens [B T, D] and (B, T) -> [B T, D].
+
+    Queries and keys are linear, with query_dim channels over all heads (default: dim); values
+    are gelu(gate) * value. Per head qk_activ ("gelu" or "none") acts on queries and keys, then
+    qk_norm; logits are q k^T / sqrt(channels of a head). position "linear" adds a bias of
+    softplus(slope) (j - i) with one learned slope per head, 1 at first; "rotary" turns queries
+    and keys; "none" does nothing. attn_activ makes weights of logits: "softmax" and "sigmoid"
+    of the earlier keys and the own; of "tanh" and "none" the mask multiplies the weights.
+    post_attn_norm acts on what each head mixed. Norms: see `divide_by_norm`.
+    Source: attention notebook, 2024-10-10.
+    """
+
+    norm_dim = -1  # the channels of a head
+
+    def __init__(
+        self,
+        dim,
+        heads,
+        attn_activ="softmax",
+        qk_activ="none",
+        qk_norm="none",
+        post_attn_norm="none",
+        position="linear",
+        query_dim=None,
+    ):
+        super().__init__()
+        query_dim = query_dim or dim
+        self.heads = heads
+        self.attn_activ = attn_activ
+        self.qk_activ = qk_activ
+        self.qk_norm = qk_norm
+        self.post_attn_norm = post_attn_norm
+        self.position = position
+        self.sizes = [query_dim, query_dim, dim, dim]  # of queries, keys, gates and values
+        self.inputs = nn.Linear(dim, sum(self.sizes))
+        self.out = nn.Linear(dim, dim)
+        self.slope = nn.Parameter(torch.ones(heads)) if position == "linear" else None
+
+    def forward(self, x, shape):
+        query, key, gate, value = self.inputs(x).split(self.sizes, dim=1)
+        query = self.prepare(self.split_heads(query, shape))
+        key = self.prepare(self.split_heads(key, shape))
+        value = self.split_heads(F.gelu(gate) * value, shape)
+        logits = query @ key.mT / math.sqrt(query.shape[-1])
+        mixed = divide_by_norm(self.weigh(logits) @ value, self.post_attn_norm, self.norm_dim)
+        return self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+    def split_heads(self, x, shape):
+        """[B T, D] -> [B, H, T, D/H]."""
+        return x.view(*shape, self.heads, -1).transpose(1, 2)
+
+    def prepare(self, x):
+        """Activation, norm and rotation of queries or keys [B, H, T, D/H]."""
+        if self.qk_activ == "gelu":
+            x = F.gelu(x)
+        x = divide_by_norm(x, self.qk_norm, self.norm_dim)
+        return rotate(x) if self.position == "rotary" else x
+
+    def weigh(self, logits):
+        """Weights of the keys j for the queries i: [B, H, T, T], of the logits."""
+        position = torch.arange(logits.shape[-1], device=logits.device)
+        distance = position - position[:, None]  # j - i
+        keep = distance <= 0
+        if self.slope is not None:
+            logits = logits + F.softplus(self.slope)[:, None, None] * distance
+        if self.attn_activ == "softmax":
+            return logits.masked_fill(~keep, -math.inf).softmax(dim=-1)  # each keeps itself
+        if self.attn_activ == "sigmoid":
+            return masked_sigmoid(logits, keep)
+        if self.attn_activ == "tanh":
+            logits = logits.tanh()
+        return logits * keep
 
 
 class AddDegree(nn.Module):
@@ -968,6 +1200,27 @@ def dense_gate_network(
     return GateNetwork(*layers)
 
 
+class LanguageModel(nn.Module):
+    """Bytes -> layers -> logits of the next bytes: tokens [B, T] int64 -> [B T, 256].
+
+    layers: modules ([B T, D], (B, T)) -> [B T, D], such as TransformerLayer.
+    """
+
+    def __init__(self, layers, dim):
+        super().__init__()
+        self.embed = nn.Embedding(BYTES, dim)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(dim)
+        self.readout = nn.Linear(dim, BYTES)
+
+    def forward(self, tokens):
+        x = self.embed(tokens.flatten())
+        for layer in self.layers:
+            x = layer(x, tokens.shape)
+        return self.readout(self.norm(x))
+
+
 # %% 7 Metrics
 
 
@@ -1160,6 +1413,76 @@ def train(model, batches, *, seed, lr, epochs, clip, held_out=None, checkpoint=N
     add_score(rows, *evaluate(model, scored))
     history = {name: torch.stack(values).cpu().numpy() for name, values in rows.items()}
     return history | {"names": log.names}
+
+
+def cut_windows(part, starts, length, device):
+    """Windows of a part of a Text and the bytes that follow: [B, T] twice, int64."""
+    taken = part[starts[:, None] + np.arange(length + 1)]
+    taken = torch.from_numpy(taken).to(device, torch.int64)
+    return taken[:, :-1], taken[:, 1:]
+
+
+@torch.no_grad()
+def held_out_loss(model, text, length, windows=256):
+    """Mean loss in nats per byte over windows spread evenly over the held-out part."""
+    model.eval()
+    device = model.embed.weight.device
+    starts = np.linspace(0, len(text.held_out) - length - 1, windows).astype(int)
+    batch = max(1, 2048 // length)
+    total = 0.0
+    for i in range(0, windows, batch):
+        inputs, targets = cut_windows(text.held_out, starts[i : i + batch], length, device)
+        total += F.cross_entropy(model(inputs), targets.flatten(), reduction="sum").item()
+    model.train()
+    return total / (windows * length)
+
+
+def language_optimizer(model, lr):
+    """AdamW with betas 0.9 and 0.95, and weight decay 0.01 of matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+
+
+def language_step(model, optimizer, lr, batches):
+    """One step of the optimizer at rate lr on the mean loss of some (inputs, targets).
+
+    Returns (mean loss, norm of the gradient), without clipping.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for inputs, targets in batches:
+        loss = F.cross_entropy(model(inputs), targets.flatten()) / len(batches)
+        loss.backward()
+        total += loss.item()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients).item()
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    return total, norm
+
+
+def train_on_text(model, text, *, seed, lr, steps, batch, length):
+    """Train on `steps` batches of random windows; the rate climbs over the first tenth.
+
+    Returns NumPy arrays: loss and gradient_norm [steps], each before its step.
+    """
+    optimizer = language_optimizer(model, lr)
+    rng = stream(seed, "order")
+    device = model.embed.weight.device
+    tenth = max(1, steps // 10)
+    losses = []
+    norms = []
+    for step in range(steps):
+        starts = rng.integers(len(text.train) - length, size=batch)
+        windows = cut_windows(text.train, starts, length, device)
+        rate = lr * min(1.0, (step + 1) / tenth)
+        loss, norm = language_step(model, optimizer, rate, [windows])
+        losses.append(loss)
+        norms.append(norm)
+    return {"loss": np.array(losses), "gradient_norm": np.array(norms)}
 
 
 def interleaved_medians(steps, rounds, device="cpu"):
@@ -1541,6 +1864,63 @@ def input_file(text):
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error.strerror}") from None
     found.path = str(path.resolve())
     return found
+
+
+def text_source(text):
+    """argparse type of --text: LIBRARY ("library"), or an InputFile known by its characters."""
+    if text in ("library", LIBRARY):
+        return LIBRARY
+    path = input_file(text).path
+    try:
+        found = InputFile(hashlib.sha256(read_characters(path).encode()).hexdigest()[:16])
+        found.path = path
+        load_text(found)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a UTF-8 text; convert it") from None
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--text ")) from None
+    return found
+
+
+def add_language_flags(parser, *, layers, dim, heads, steps):
+    """Add --layers, --dim, --heads, --length, --batch, --steps, --lr and --text."""
+    sizes = {  # default, largest value, meaning
+        "layers": (layers, 64, "layers"),
+        "dim": (dim, 1024, "width"),
+        "heads": (heads, 64, "heads"),
+        "length": (128, 1024, "bytes of context"),
+        "batch": (8, 128, "windows per batch"),
+        "steps": (steps, 10**6, "batches trained on"),
+    }
+    for name, (default, largest, meaning) in sizes.items():
+        kind = integer(1, largest)
+        parser.add_argument(f"--{name}", nargs="+", type=kind, default=[default], help=meaning)
+    parser.add_argument(
+        "--lr", nargs="+", type=positive_float, default=[2e-3], help="AdamW's learning rate"
+    )
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        type=text_source,
+        default=[LIBRARY],
+        help="a UTF-8 file; library: the documentation of the standard library",
+    )
+
+
+MOST_BYTES = 2**14  # per batch; more do not fit into memory
+
+
+def check_language_flags(config, text):
+    """Raise UsageError, with the flags to blame, for sizes that do not fit each other."""
+    if config.dim % (2 * config.heads):  # rotary positions turn pairs of channels
+        message = f"--heads {config.heads}: twice as many do not divide --dim {config.dim}"
+        raise UsageError(message)
+    if config.length >= len(text.held_out):
+        held_out = f"{len(text.held_out):,} bytes are held out of the text"
+        raise UsageError(f"--length {config.length}: {held_out}; give a shorter context")
+    if config.batch * config.length > MOST_BYTES:
+        flags = f"--batch {config.batch} with --length {config.length}"
+        raise UsageError(f"{flags}: more than {MOST_BYTES:,} bytes per batch; give smaller ones")
 
 
 def make_parser(doc, seeds, ablation_seeds=None):

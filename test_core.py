@@ -1593,6 +1593,353 @@ def test_pair_codes_refuse_a_degree_that_does_not_divide():
     assert len(np.unique(codes)) == 4  # itself, out of the hub, into it, not reached
 
 
+# English text and language models
+
+
+def make_documents(rng, count=60):
+    """Documents of a few paragraphs of 30 random words."""
+    words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(300)]
+    documents = []
+    for _ in range(count):
+        paragraphs = [" ".join(rng.choice(words, 30)) for _ in range(rng.integers(1, 6))]
+        documents.append("\n\n".join(paragraphs))
+    return documents
+
+
+def write_text(folder, joint="\n\n", prefix=b"", name="own.txt"):
+    """A file of about 100 kB whose paragraphs are joined by `joint`."""
+    documents = make_documents(np.random.default_rng(2), 200)
+    paragraphs = [p for document in documents for p in document.split("\n\n")]
+    path = folder / name
+    path.write_bytes(prefix + joint.join(paragraphs).encode())
+    return path
+
+
+def as_characters(part):
+    return part.tobytes().decode()
+
+
+def test_parts_of_a_text_share_no_passage():
+    documents = make_documents(np.random.default_rng(0))
+    documents[3] += "\n\n" + documents[2]  # once more in another training document
+    documents[-1] += "\n\n" + documents[0]  # held out, but trained on
+    copied = documents[1].split("\n\n")[0][:90]
+    documents[-1] += "\n\nnew words here " + copied
+    text = core.split_text(documents)
+    train = as_characters(text.train)
+    held_out = as_characters(text.held_out)
+    paragraphs = [" ".join(p.split()) for p in re.split(r"\n\s*\n", f"{train}\n\n{held_out}")]
+    assert len(set(paragraphs)) == len(paragraphs)
+
+    def eights(part):
+        found = set()
+        for paragraph in re.split(r"\n\n+", part):
+            words = paragraph.split()
+            found |= {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
+        return found
+
+    assert not eights(train) & eights(held_out)
+    for document in documents[:50]:  # trained on by whole documents
+        assert all(paragraph in train for paragraph in document.split("\n\n"))
+    assert len(held_out) > 0.04 * len(train)
+    assert "new words here" not in held_out
+    assert documents[-1].split("\n\n")[0] in held_out
+
+
+def test_the_standard_library_speaks_english():
+    text = core.load_text(core.LIBRARY)
+    train = as_characters(text.train)
+    assert len(text.train) > 5e5
+    assert 0.03 < len(text.held_out) / len(text.train) < 0.2
+    assert train.count(" the ") > 3000
+    assert core.text_source("library") == core.text_source(core.LIBRARY) == core.LIBRARY
+
+
+def test_docstrings_of_a_source():
+    source = (
+        '"""One."""\nclass A:\n    """Two."""\n    def f(self):\n        "Three."\n        "no"\n'
+    )
+    assert core.docstrings(source) == "One.\n\nTwo.\n\nThree."
+
+
+@pytest.mark.parametrize("joint", ["\n\n", "\n", " "])
+def test_an_own_text_is_split_by_paragraphs_lines_or_pieces(joint, tmp_path):
+    path = write_text(tmp_path, joint)
+    text = core.load_text(core.text_source(str(path)))
+    whole = path.read_text()
+    words = as_characters(text.train).split() + as_characters(text.held_out).split()
+    assert whole.startswith(as_characters(text.train).split()[0])
+    assert len(words) > 0.9 * len(whole.split())
+    assert min(len(text.train), len(text.held_out)) >= core.LEAST_BYTES
+
+
+def test_an_own_text_is_known_by_its_characters_alone(tmp_path):
+    plain = write_text(tmp_path)
+    marked = write_text(tmp_path, prefix=b"\xef\xbb\xbf", name="marked.txt")
+    other = write_text(tmp_path, "\n", name="other.txt")
+    sources = [core.text_source(str(path)) for path in (plain, marked, other)]
+    assert sources[0] == sources[1] != sources[2]
+    assert core.settings_key({"text": sources[0]}) == core.settings_key({"text": sources[1]})
+    assert sources[1].path == str(marked)
+    text = core.load_text(sources[1])
+    assert text.train[0] != 0xEF
+    assert len(text.digest()) == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "regular file"),
+        (b"\xff\xfe\x00", "not a UTF-8"),
+        (b"short", "too short"),
+        (b"", "too short"),
+        (b"the same paragraph\n\n" * 9000, "too short"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused(content, said, tmp_path):
+    path = tmp_path / "own.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(argparse.ArgumentTypeError, match=rf"own\.txt.*{said}"):
+        core.text_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--dim", "9999"], "--dim"),
+        (["--batch", "100000"], "--batch"),
+        (["--length", "100000"], "--length"),
+        (["--text", "no/such/file"], "--text"),
+    ],
+)
+def test_a_size_that_is_too_large_is_refused_by_its_own_flag(flags, named, capsys):
+    parser = core.make_parser("Test.", seeds=1)
+    core.add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
+    with pytest.raises(SystemExit) as end:
+        core.parse(parser, flags)
+    assert end.value.code == 2
+    assert f"argument {named}:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"heads": 3}, "--heads 3"),
+        ({"heads": 128}, "--heads 128"),
+        ({"length": 400}, "--length 400"),
+        ({"length": 256, "batch": 128}, "--batch 128"),
+    ],
+)
+def test_sizes_that_do_not_fit_each_other_are_refused(sizes, named):
+    usual = {"dim": 128, "heads": 4, "length": 128, "batch": 8}
+    text = core.Text(np.zeros(999, np.uint8), np.zeros(300, np.uint8))
+    core.check_language_flags(argparse.Namespace(**usual), text)
+    with pytest.raises(core.UsageError, match=named):
+        core.check_language_flags(argparse.Namespace(**usual | sizes), text)
+
+
+ACTIVATIONS = ("softmax", "sigmoid", "tanh", "none")
+OPTIONS = [  # of CausalAttention
+    {},
+    {"qk_activ": "gelu"},
+    {"qk_norm": "fro_norm"},
+    {"qk_norm": "rms_norm", "qk_activ": "gelu"},
+    {"post_attn_norm": "rms_norm"},
+    {"position": "rotary"},
+    {"position": "none", "qk_norm": "fro_norm"},
+    {"query_dim": 8},
+]
+
+
+def make_attention(activation, options):
+    """A CausalAttention of width 12 and 2 heads with large weights and random slopes."""
+    layer = core.CausalAttention(12, 2, attn_activ=activation, **options)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return layer
+
+
+def attention_by_definition(layer, x, length):
+    """One sequence [T, D], one head, query and key at a time, in float64."""
+    weights = {name: p.detach().double().numpy() for name, p in layer.named_parameters()}
+    inputs = x.double().numpy() @ weights["inputs.weight"].T + weights["inputs.bias"]
+    query, key, gate, value = np.split(inputs, np.cumsum(layer.sizes)[:3], axis=1)
+    value = gate * stats.norm.cdf(gate) * value
+    mixed = []
+    for head in range(2):
+        q, k, v = (np.split(part, 2, axis=1)[head] for part in (query, key, value))
+        out = np.zeros_like(v)
+        for i in range(length):
+            logits = []
+            for j in range(i + 1):
+                a, b = (prepare_by_definition(layer, part) for part in (q[i], k[j]))
+                if layer.position == "rotary":
+                    a, b = turn(a, i), turn(b, j)
+                logit = a @ b / np.sqrt(len(a))
+                if layer.position == "linear":
+                    logit += np.log1p(np.exp(weights["slope"][head])) * (j - i)
+                logits.append(logit)
+            logits = np.array(logits)
+            by_name = {
+                "softmax": np.exp(logits) / np.exp(logits).sum(),
+                "sigmoid": 1 / (1 + np.exp(-logits)),
+                "tanh": np.tanh(logits),
+                "none": logits,
+            }
+            out[i] = by_name[layer.attn_activ] @ v[: i + 1]
+            if layer.post_attn_norm == "rms_norm":
+                out[i] /= np.sqrt((out[i] ** 2).mean())
+        mixed.append(out)
+    return np.concatenate(mixed, axis=1) @ weights["out.weight"].T + weights["out.bias"]
+
+
+def prepare_by_definition(layer, x):
+    if layer.qk_activ == "gelu":
+        x = x * stats.norm.cdf(x)
+    if layer.qk_norm == "none":
+        return x
+    size = np.sqrt((x**2).sum())
+    return x / size * (np.sqrt(len(x)) if layer.qk_norm == "rms_norm" else 1.0)
+
+
+def turn(x, at):
+    """Rotary position by complex numbers."""
+    half = len(x) // 2
+    pairs = (x[:half] + 1j * x[half:]) * np.exp(1j * at / 10000 ** (np.arange(half) / half))
+    return np.concatenate([pairs.real, pairs.imag])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_causal_attention_against_its_definition(activation, options):
+    layer = make_attention(activation, options)
+    x = 2 * torch.randn(2 * 5, 12)
+    found = layer(x, (2, 5)).detach().numpy()
+    for row in range(2):
+        part = slice(5 * row, 5 * row + 5)
+        expected = attention_by_definition(layer, x[part], 5)
+        close = {"rtol": 2e-3, "atol": 2e-4 * np.abs(expected).max()}
+        np.testing.assert_allclose(found[part], expected, **close)
+
+
+def test_a_norm_over_the_whole_tensor():
+    x = torch.randn(2, 3, 4)
+    whole = core.divide_by_norm(x, "fro_norm", None)
+    torch.testing.assert_close(whole, x / x.norm())
+    assert torch.equal(core.divide_by_norm(x, "none"), x)
+
+
+def test_rotary_logits_depend_on_the_distance_alone():
+    query, key = torch.randn(2, 8, dtype=torch.float64)
+    turned = [core.rotate(x.expand(1, 1, 9, 8)) for x in (query, key)]
+    logits = (turned[0] @ turned[1].mT)[0, 0]
+    for distance in range(-8, 9):
+        diagonal = logits.diagonal(distance)
+        torch.testing.assert_close(  # the angles are float32
+            diagonal, diagonal[:1].expand(len(diagonal)), rtol=1e-5, atol=1e-5
+        )
+    assert logits.diagonal(1)[0] != logits.diagonal(-1)[0]
+
+
+def make_language_model(activation="softmax", options=None, dim=12):
+    with core.initialised_from(3):
+        mixing = core.CausalAttention(dim, 2, attn_activ=activation, **(options or {}))
+        layer = core.TransformerLayer(mixing, core.FeedForward(dim, 2 * dim), dim)
+        return core.LanguageModel([layer], dim)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_no_prediction_sees_what_follows_or_another_window(activation, options):
+    model = make_language_model(activation, options)
+    tokens = torch.arange(14).view(2, 7) * 17 % 256
+    changed = tokens.clone()
+    changed[0, 4:] = (changed[0, 4:] + 31) % 256
+    one, other = (model(each).view(2, 7, 256) for each in (tokens, changed))
+    assert torch.equal(one[0, :4], other[0, :4])
+    assert torch.equal(one[1], other[1])
+    assert not torch.equal(one[0, 4:], other[0, 4:])
+    gradient = torch.autograd.grad(one[0, 2].square().sum(), model.embed.weight)[0]
+    seen = gradient.abs().sum(1) > 0
+    assert seen[tokens[0, :3]].all() and not seen[tokens[0, 3:]].any()
+
+
+def own_text(rng=0):
+    """A Text of random bytes."""
+    generator = np.random.default_rng(rng)
+    train, held_out = (generator.integers(256, size=n, dtype=np.uint8) for n in (5000, 600))
+    return core.Text(train, held_out)
+
+
+def test_training_on_text_is_plain_adamw():
+    text = own_text()
+    settings = {"seed": 5, "lr": 1e-2, "steps": 20, "batch": 4, "length": 16}
+    trained = make_language_model()
+    found = core.train_on_text(trained, text, **settings)
+    model = make_language_model()
+    rng = core.stream(5, "order")
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    losses = []
+    norms = []
+    for step in range(20):
+        starts = rng.integers(len(text.train) - 16, size=4)
+        rows = np.stack([text.train[s : s + 17] for s in starts]).astype(np.int64)
+        rows = torch.from_numpy(rows)
+        loss = F.cross_entropy(model(rows[:, :-1]).view(4, 16, 256).mT, rows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        for group in optimizer.param_groups:
+            group["lr"] = (0.5e-2, 1e-2)[step > 0]  # a tenth of the steps is two
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(found["loss"], losses, rtol=1e-4)
+    np.testing.assert_allclose(found["gradient_norm"], norms, rtol=1e-3)
+    starts = np.linspace(0, len(text.held_out) - 17, 256).astype(int)
+    rows = np.stack([text.held_out[s : s + 17] for s in starts]).astype(np.int64)
+    rows = torch.from_numpy(rows)
+    with torch.no_grad():
+        expected = F.cross_entropy(model(rows[:, :-1]).view(-1, 16, 256).mT, rows[:, 1:]).item()
+    assert abs(core.held_out_loss(trained, text, 16) - expected) < 1e-3
+    assert trained.training
+
+
+def test_micro_batches_are_one_large_batch():
+    text = own_text()
+    starts = np.arange(0, 80, 20)
+    whole = core.cut_windows(text.train, starts, 8, "cpu")
+    halves = [core.cut_windows(text.train, part, 8, "cpu") for part in (starts[:2], starts[2:])]
+    found = []
+    for batches in ([whole], halves):
+        model = make_language_model()
+        optimizer = core.language_optimizer(model, 1e-2)
+        found.append([core.language_step(model, optimizer, 1e-2, batches) for _ in range(3)])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+def test_a_language_model_that_diverges_is_a_result():
+    settings = {"seed": 0, "lr": 1e30, "steps": 10, "batch": 2, "length": 8}
+    found = core.train_on_text(make_language_model(), own_text(), **settings)
+    assert not math.isfinite(found["loss"][-1])
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 6}, {"lr": 2e-2}, {"steps": 11}, {"batch": 3}, {"length": 9}], ids=str
+)
+def test_every_argument_of_training_on_text_changes_its_loss(change):
+    settings = {"seed": 5, "lr": 1e-2, "steps": 10, "batch": 2, "length": 8}
+    one, other = (
+        core.train_on_text(make_language_model(), own_text(), **settings | each)["loss"][-1]
+        for each in ({}, change)
+    )
+    assert abs(one - other) > 1e-4 * abs(one)
+
+
 # Sections 10 to 17: the harness
 
 HERE = Path(core.__file__).parent

@@ -20,6 +20,9 @@ from math import comb
 from pathlib import Path
 
 import core
+import exp_attention_ablation as ablation
+import exp_attention_confound as confound
+import exp_attention_fair as fair
 import exp_coloring_edges as coloring
 import exp_complexity as complexity
 import exp_content_ceiling as content_ceiling
@@ -78,8 +81,50 @@ def inverted_twice(netlist):
     return core.input_file(path)
 
 
+# What all scripts with a language model have; core.py is a text, too
+LANGUAGE_EFFECTS = {
+    "layers": ({}, 2),
+    "dim": ({}, 12),
+    "heads": ({}, 1),
+    "length": ({}, 8),
+    "batch": ({}, 3),
+    "steps": ({}, 20),
+    "lr": ({}, 1e-2),
+    "text": ({}, core.text_source(core.__file__)),
+}
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
+    "exp_attention_ablation": {
+        "attn_activ": ({}, "sigmoid"),
+        "qk_norm": ({}, "fro_norm"),
+        "qk_activ": ({}, "gelu"),
+        "post_attn_norm": ({}, "rms_norm"),
+        "position": ({}, "rotary"),
+        "bug": ({"qk_norm": "rms_norm"}, "whole-tensor"),
+        **LANGUAGE_EFFECTS,
+    },
+    "exp_attention_confound": {
+        "schedule": ({}, "equal"),
+        "gain": ({}, 0.9),
+        "growth": ({}, 1),
+        "first_length": ({}, 8),
+        "init": ({}, "torch"),
+        "query_dim": ({}, 4),
+        "attn_activ": ({}, "sigmoid"),
+        "post_attn_norm": ({}, "rms_norm"),
+        **LANGUAGE_EFFECTS,
+        "heads": ({}, 2),
+    },
+    "exp_attention_fair": {
+        "attn_activ": ({}, "sigmoid"),
+        "qk_norm": ({}, "fro_norm"),
+        "post_attn_norm": ({}, "rms_norm"),
+        "position": ({}, "rotary"),
+        "logit_scale": ({}, "14"),
+        "logit_bias": ({"attn_activ": "sigmoid"}, "log-n"),
+        "output": ({}, "norm"),
+        **LANGUAGE_EFFECTS,
+    },
     "exp_coloring_edges": {
         "model": ({}, "bias-only"),
         "feedforwards": ({}, "own"),
@@ -493,6 +538,150 @@ def test_reach_holds_every_function_that_a_trial_calls(script):
     own = {f"{Path(__file__).name}:run_trial", "core.py:Checkpoint"}  # the checkpoint is the job's
     assert unseen - own == set()
     assert len(definitions) > 3
+
+
+# exp_attention_ablation, exp_attention_fair, exp_attention_confound
+
+
+def test_the_ablations_are_the_notebooks_48_settings():
+    rows = list(ablation.SETTINGS.values())
+    assert len(rows) == 48
+    assert len({core.settings_key(row) for row in rows}) == 48
+    table = ablation.ARMS | ablation.ABLATIONS
+    for name, row in ablation.SETTINGS.items():
+        assert table[name] == row
+    assert list(ablation.SETTINGS)[:3] == ["softmax", "softmax, gelu", "softmax, fro_norm"]
+
+
+class LossRun:
+    """A run whose losses are given: {arm: [S]}."""
+
+    def __init__(self, losses):
+        self.losses = losses
+
+    def values(self, arm, metric):
+        return np.array(self.losses[arm])
+
+
+def test_main_effects_of_losses_that_add_up():
+    costs = {"sigmoid": 0.1, "tanh": 1.0, "no activation": 2.0, "fro_norm": 0.3, "rms_norm": 0.02}
+    costs |= {"gelu": 0.004, "post_attn_norm": -0.05}
+    losses = {}
+    for number, name in enumerate(ablation.SETTINGS):
+        total = sum(costs.get(word, 0.0) for word in name.split(", "))
+        losses[name] = total + np.array([1.0, 2.0, 3.0])[: 3 - number % 2]  # some have fewer seeds
+    found = ablation.across(LossRun(losses))
+    for name, value in costs.items():
+        np.testing.assert_allclose(found[f"effect of {name}"], [value, value], atol=1e-12)
+    np.testing.assert_allclose(found["cost of gelu"], 0.004, atol=1e-12)
+
+
+def test_the_bugs_of_the_attention_notebook_do_what_they_are_said_to():
+    x = torch.randn(2 * 5, 8)
+    for attention, options, couples in (
+        (ablation.WholeTensorNorms, {"qk_norm": "fro_norm"}, True),
+        (ablation.UnmaskedAttention, {"attn_activ": "tanh"}, False),
+        (ablation.UnmaskedAttention, {"attn_activ": "none"}, False),
+    ):
+        layer = attention(8, 2, **options)
+        changed = x.clone()
+        changed[4] += 1.0  # the last position of the first sequence
+        one, other = (layer(each, (2, 5)) for each in (x, changed))
+        assert not torch.equal(one[:4], other[:4])  # a leak
+        assert torch.equal(one[5:], other[5:]) != couples  # between sequences
+    usual = ablation.UnmaskedAttention(8, 2)  # of softmax the bug changes nothing
+    plain = core.CausalAttention(8, 2)
+    plain.load_state_dict(usual.state_dict())
+    assert torch.equal(usual(x, (2, 5)), plain(x, (2, 5)))
+
+
+def test_tuned_loss_takes_the_rate_that_is_best_on_the_other_seeds():
+    losses = {"tanh, lr 0.004": [1, 9, 9], "tanh, lr 0.008": [4, 4, 4]}
+    assert fair.tuned_loss(LossRun(losses), "tanh").tolist() == [4, 4, 4]
+    losses["tanh, lr 0.008"] = [np.nan, 4, 4]  # it diverged once: that seed still takes it
+    assert fair.tuned_loss(LossRun(losses), "tanh").tolist() == [np.inf, 9, 9]
+
+
+def test_published_attention_without_its_options_is_the_notebooks():
+    x = torch.randn(10, 8)
+    for learned in (False, True):
+        layer = fair.PublishedAttention(8, 2, 1.0, learned, 0.0, torch.nn.Identity())
+        plain = core.CausalAttention(8, 2)
+        plain.load_state_dict(layer.state_dict(), strict=False)
+        torch.testing.assert_close(layer(x, (2, 5)), plain(x, (2, 5)))
+
+
+def test_bias_scale_and_output_of_published_attention():
+    x = torch.randn(10, 8)
+    options = {"attn_activ": "sigmoid", "position": "none"}
+    layer = fair.PublishedAttention(
+        8, 2, 3.0, False, math.log(5), fair.LayerScale(8, 0.25), **options
+    ).eval()
+    logits = torch.randn(1, 2, 5, 5)
+    expected = torch.sigmoid(3.0 * logits - math.log(5)).tril()
+    torch.testing.assert_close(layer.weigh(logits), expected)
+    assert layer.sum_of_weights == pytest.approx(expected.sum(-1).mean().item())
+    plain = core.CausalAttention.forward(layer, x, (2, 5))
+    torch.testing.assert_close(layer(x, (2, 5)), 0.25 * plain)
+
+
+def small_confound(**changes):
+    """Settings of a tiny trial of exp_attention_confound."""
+    return argparse.Namespace(**base_settings(confound) | changes)
+
+
+def test_the_notebooks_schedule_follows_its_formula():
+    config = small_confound(steps=60, growth=3, first_length=4, length=16, gain=0.5)
+    schedule = confound.NotebookSchedule(config, 1000, 0)
+    rng = core.stream(0, "val")
+    wanted = 0.1
+    left = 60
+    for step in range(100):
+        if step > 0 and step % 5 == 0:
+            target = (step * 1000 * math.log(1000)) ** (-0.677 * math.log(1000) ** -0.2)
+            wanted = max(wanted * (1 + 0.5 * (2.0 / math.sqrt(1000) / target - 1)), 0.1)
+        count = min(max(1, int(wanted + rng.random())), left)
+        left -= count
+        expected = (min(16, 4 * 2 ** (step // 3)), count) if count else (0, 0)
+        assert schedule.next(2.0) == expected
+    assert left == 0
+    assert schedule.next(2.0) == (0, 0)
+
+
+def test_a_swapped_schedule_is_the_others():
+    settings = base_settings(confound) | {"gain": 0.9, "lr": 3e-2}
+    norm = run_trial(confound, settings | {"post_attn_norm": "rms_norm"})
+    own = run_trial(confound, settings)
+    swapped = run_trial(confound, settings | {"schedule": "swapped"})
+    name = "steps by micro-batches"
+    assert np.array_equal(swapped[name], norm[name])
+    assert swapped["nats per byte"] != own["nats per byte"]
+
+
+def test_initial_weights_of_the_attention_notebook():
+    small = {"layers": 3, "dim": 64, "heads": 4, "query_dim": 32}
+    for init, out in (("notebook", 0.5 / 3), ("full-output", 1.0)):
+        model = confound.make_model(small_confound(**small, init=init), 0, "none")
+        for layer in model.layers:
+            expected = {
+                layer.mixing.inputs: 0.25 / 8,
+                layer.mixing.out: out / 8,
+                layer.feedforward.first: 0.25 / 8,
+                layer.feedforward.last: 0.5 / 3 / 16,
+            }
+            for linear, deviation in expected.items():
+                assert linear.weight.std().item() == pytest.approx(deviation, rel=0.05)
+                assert not linear.bias.any()
+
+
+def test_the_largest_cost_of_the_norm_is_that_of_one_setting():
+    losses = {}
+    for number, arm in enumerate(confound.compared()):
+        activation, comma, change = arm.partition(", ")
+        losses[arm] = [1.0, 1.0]
+        losses[f"{activation}, post_attn_norm{comma}{change}"] = [1.0 + number / 10, 1.0]
+    found = confound.across(LossRun(losses))["largest cost"]
+    np.testing.assert_allclose(found, [(len(confound.compared()) - 1) / 10, 0.0])
 
 
 # exp_gating_speed
