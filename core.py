@@ -1591,7 +1591,7 @@ class Check:
     over      the metric is the paired ratio to this other arm (never of what can be 0)
     rate      the metric is 0 or 1 per seed; exact binomial intervals
     unless    a metric of 0 or 1; seeds where it is 1 are left out
-    any_arm   instead of arm: it holds if it holds for one of them, fails if it fails for all
+    any_arm   instead of arm: one of these arms has to hold it; it fails if it fails for all
     Without arm and any_arm the metric is one of the experiment's across(run).
     `equals` is exact (to 1e-9) for every seed and needs only one; the others ask that the 95%
     interval of the mean lies inside the bounds.
@@ -1623,23 +1623,20 @@ class Check:
         return low, high
 
     def judge(self, run):
-        """("holds", "fails" or "open", what was measured, its value in words)."""
+        """For its arm, or each of any_arm: ("holds", "fails" or "open", what was measured, value).
+
+        The value is in words.
+        """
         if not self.any_arm:
-            return self.judge_arm(run, self.arm)
-        judged = [self.judge_arm(run, arm) for arm in self.any_arm]
-        outcomes = [outcome for outcome, _, _ in judged]
-        values = [
-            f"{value} ({arm})" for arm, (_, _, value) in zip(self.any_arm, judged, strict=True)
-        ]
-        outcome = "open"
-        if "holds" in outcomes:
-            outcome = "holds"
-        elif set(outcomes) == {"fails"}:
-            outcome = "fails"
-        return outcome, judged[0][1], "; ".join(values)
+            return [self.judge_arm(run, self.arm)]
+        judged = []
+        for arm in self.any_arm:
+            outcome, label, value = self.judge_arm(run, arm)
+            judged.append((outcome, label, f"{value} ({arm})"))
+        return judged
 
     def judge_arm(self, run, arm):
-        """The same for one arm."""
+        """The same for one arm, which is not named."""
         values = run.across[self.metric] if arm is None else run.values(arm, self.metric)
         values = np.asarray(values, dtype=np.float64)
         other = self.minus or self.over
@@ -1703,7 +1700,8 @@ class Check:
 class Claim:
     """A whole sentence, its source (a section of the notebook, or OURS), and its checks.
 
-    It holds if every check does, fails if one does, and is open otherwise.
+    It holds if every check does, fails if one does, and is open otherwise. Checks with the same
+    any_arm are judged together: one of the arms has to hold them all.
     """
 
     def __init__(self, text, source, *checks):
@@ -1723,15 +1721,35 @@ class Claim:
 
     def judge(self, run):
         """(verdict, what was measured in words)."""
-        outcome = "holds"
+        outcomes = []
+        of_any_arm = {}  # {arms: [outcomes of a check, one per arm]}
         measured = {}
         for check in self.checks:
-            one, label, value = check.judge(run)
-            measured.setdefault(label, []).append(value)
-            if one == "fails" or outcome == "holds":
-                outcome = one
+            found, labels, values = zip(*check.judge(run), strict=True)
+            measured.setdefault(labels[0], []).append("; ".join(values))
+            if check.any_arm:
+                of_any_arm.setdefault(check.any_arm, []).append(found)
+            else:
+                outcomes += found
+        for by_check in of_any_arm.values():
+            by_arm = [outcome_of_all(of_arm) for of_arm in zip(*by_check, strict=True)]
+            outcomes.append(outcome_of_any(by_arm))
         words = [f"{label} {', '.join(values)}" for label, values in measured.items()]
-        return VERDICTS[outcome][self.source == OURS], "; ".join(words)
+        return VERDICTS[outcome_of_all(outcomes)][self.source == OURS], "; ".join(words)
+
+
+def outcome_of_all(outcomes):
+    """The outcome "fails" if one fails, "holds" if all hold, else "open"."""
+    if "fails" in outcomes:
+        return "fails"
+    return "holds" if set(outcomes) == {"holds"} else "open"
+
+
+def outcome_of_any(outcomes):
+    """The outcome "holds" if one holds, "fails" if all fail, else "open"."""
+    if "holds" in outcomes:
+        return "holds"
+    return "fails" if set(outcomes) == {"fails"} else "open"
 
 
 # %% 11 Arguments

@@ -2222,9 +2222,9 @@ FOUR = fake_run(
     ],
 )
 def test_check(check, outcome):
-    found, label, _ = check.judge(FOUR)
-    assert found == outcome
-    assert check.metric in label
+    found, labels, _ = zip(*check.judge(FOUR), strict=True)
+    assert core.outcome_of_any(found) == outcome
+    assert check.metric in labels[0]
 
 
 def test_unless_leaves_out_seeds_of_both_arms():
@@ -2235,15 +2235,15 @@ def test_unless_leaves_out_seeds_of_both_arms():
         }
     )
     check = Check("x", equals=1, arm="a", minus="b", unless="skip")
-    assert check.judge(run)[0] == "holds"
-    assert Check("x", equals=1, arm="a", minus="b").judge(run)[0] == "fails"
+    assert check.judge(run)[0][0] == "holds"
+    assert Check("x", equals=1, arm="a", minus="b").judge(run)[0][0] == "fails"
 
 
 def test_an_ablation_with_fewer_seeds_is_paired_with_the_first_ones():
     run = fake_run({"many": {"x": [1.0, 1.0, 9.0, 9.0]}, "few": {"x": [0.0, 0.0]}})
-    assert Check("x", equals=1, arm="many", minus="few").judge(run)[0] == "holds"
-    assert Check("x", equals=-1, arm="few", minus="many").judge(run)[0] == "holds"
-    assert Check("x", equals=1, arm="many").judge(run)[0] == "fails"
+    assert Check("x", equals=1, arm="many", minus="few").judge(run)[0][0] == "holds"
+    assert Check("x", equals=-1, arm="few", minus="many").judge(run)[0][0] == "holds"
+    assert Check("x", equals=1, arm="many").judge(run)[0][0] == "fails"
 
 
 def test_a_claim_is_as_good_as_its_worst_check():
@@ -2256,6 +2256,26 @@ def test_a_claim_is_as_good_as_its_worst_check():
     assert Claim("A.", OURS, holds).judge(FOUR)[0] == "supported"
     assert Claim("A.", OURS, fails).judge(FOUR)[0] == "rejected"
     assert Claim("A.", OURS, undecided).judge(FOUR)[0] == "inconclusive"
+
+
+def test_one_of_several_arms_has_to_hold_all_checks():
+    run = fake_run(
+        {
+            "low": {"x": [1.0, 1.1, 0.9], "y": [1.0, 1.1, 0.9]},
+            "high": {"x": [5.0, 5.1, 4.9], "y": [5.0, 5.1, 4.9]},
+            "both": {"x": [5.0, 5.1, 4.9], "y": [1.0, 1.1, 0.9]},
+        }
+    )
+    one = ("low", "high")
+    apart = [Check("x", above=3, any_arm=one), Check("y", below=3, any_arm=one)]
+    assert Claim("A.", "6/3", *apart).judge(run)[0] == "refuted"
+    three = (*one, "both")
+    together = [Check("x", above=3, any_arm=three), Check("y", below=3, any_arm=three)]
+    verdict, measured = Claim("A.", "6/3", *together).judge(run)
+    assert verdict == "reproduced"
+    assert measured.count("(both)") == 2
+    mixed = [*together, Check("y", above=3, arm="low")]
+    assert Claim("A.", "6/3", *mixed).judge(run)[0] == "refuted"
 
 
 def test_a_claim_is_judged_where_the_settings_are_whatever_their_name():
