@@ -2789,8 +2789,8 @@ NOTEBOOKS = {  # their sections in order
     "attention notebook": ("speed", "bugs", "ablations", "later"),
     "logic journal": (
         "simple version", "trainable gates", "fixed sparse weights", "predictions",
-        "relu but gate", "learning rate", "lesser gate", "48 x 20", "48 x 48", "blow-up",
-        "regulariser",
+        "relu but gate activation", "only one is relu", "learning rate", "lesser gate", "48 x 20",
+        "48 x 48", "blow-up", "regulariser",
     ),
     "question-answering notebook": ("clean-up", "visualisations", "structuring", "pretraining"),
 }  # fmt: skip

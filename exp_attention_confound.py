@@ -1,31 +1,36 @@
-"""Does a norm after the attention cost 1.5 to 2 in loss, or did the notebook's schedule do it?
+"""Does a norm after attention cost 1.5 to 2 nats per token, or did the notebook's schedule do it?
 
 Notebook    attention notebook: ablations
-Setup       As near to the notebook's model as 2 cores allow: 8 layers of one head, width 64, small
-            initial weights, bytes of English. The notebook's text does not state how it trained.
-            That its code followed a public script (hlb-gpt), and so the schedule here, is our
-            inference: training ends when 400 micro-batches of 1,024 bytes are spent; the windows
+Setup       The model is as near to the one that we infer for the notebook as 2 cores allow: 8
+            layers of one head, width 64, on bytes of English. Its initial weights are small:
+            normal, with deviation c over the root of the inputs, where c is 0.25, or 0.5 / layers
+            in output projections. post_attn_norm is x / sqrt(mean x^2) of a head's output. The
+            notebook does not state how it trained; we infer that it followed hlb-gpt, whose
+            schedule we use: training ends after 400 micro-batches of 1,024 bytes; the windows
             double every 40 steps, from 8 to 128 bytes; every 5 steps the number of micro-batches
-            per step is multiplied by 1 + 0.025 (norm / target - 1), where norm is the gradient's
-            and the target falls with the steps. So a setting with larger gradients takes fewer
-            steps. Compared are this schedule, equal steps (400 of one full micro-batch), and the
-            schedules swapped: each setting repeats the steps of the other. Then one change each
-            towards the notebook's model, or to a sharper schedule; full output weights: the
-            attention's output projection starts without the small factor that the others have.
-            post_attn_norm is x / sqrt(mean x^2) of what the head has mixed.
-Hypothesis  post_attn_norm costs 1.5 to 2, for softmax and sigmoid. Ours: with equal steps it costs
-            nothing; its gradients are larger, so it takes fewer steps; a model without the norm
-            loses on the norm's schedule, and the norm gains on that of no norm. But the two effects
-            together come to much less than 1.5, here and with every change, so that the cause of
-            the notebook's loss is not found.
+            per step is multiplied by 1 + 0.025 (g / target - 1), g the gradient norm over the root
+            of the number of parameters; the target falls with the steps. So larger gradients mean
+            more micro-batches per step and fewer steps. We compare this schedule, equal steps (400,
+            one full micro-batch each) and the swapped schedule: a model repeats the steps of its
+            partner with or without the norm. Single changes to softmax attention go towards the
+            inferred model (48 query channels instead of 64, and as many for keys; windows from 32
+            bytes), sharpen the schedule (gain 0.1 instead of 0.025) or go elsewhere (16 or 2
+            layers; full output weights, c = 1 in the attention's output projection).
+Hypothesis  post_attn_norm costs 1.5 to 2 nats per token, for softmax and sigmoid. Ours: in no
+            config is the cost near that, so the cause stays unknown. With equal steps the norm
+            costs nothing. It has larger early gradients and takes fewer steps; a model without it
+            loses on the schedule with the norm, and a model with it gains on the schedule without
+            the norm.
 Rule        5 paired seeds. A check holds if its 95% interval lies inside its bounds and fails if it
-            lies outside; one failed check refutes a claim. Loss: held-out
-            nats per byte on windows of full length. With 4.5 bytes per token, which we assume, the
-            notebook's 1.5 to 2 nats per token are 0.33 to 0.44 nats per byte; model and text are
-            others, so only direction and order of magnitude are judged: over 0.1. The notebook
-            does not state its settings, so the change in which the norm costs most on the mean
-            counts (largest cost). Nothing: below 0.02; loses, gains: over 0.02. Fewer steps: below
-            0.95 as many. Early gradient: median norm of the gradient over the first 10 steps.
+            lies outside; one failed check refutes a claim. Loss is the mean over held-out windows
+            of 128 bytes, in nats per byte. With 4.5 bytes per token, which we assume, 1.5 to 2 nats
+            per token are 0.33 to 0.44 nats per byte; the notebook's model and text are others, so
+            only direction and order of magnitude are judged: over 0.1. The notebook states no
+            config, so the config with the largest mean cost counts (largest cost), of those with
+            the inferred schedule; choosing the largest favours the notebook. Nothing means below
+            0.02; loses and gains mean by over 0.02; fewer steps means below 0.95 as many. Early
+            gradient is the median gradient norm over the first 10 steps; last window is the length
+            of the windows in the last step; kB trained on are the bytes of all batches.
 Cost        22 min on 2 cores; `--layers 2 --arms softmax 'softmax, post_attn_norm'` 2 min
 """
 
@@ -39,20 +44,20 @@ import numpy as np
 from torch import nn
 
 parser = core.make_parser(__doc__, seeds=5)
-parser.set_defaults(first_seed=100)  # tolerances were chosen knowing 0 to 4
+parser.set_defaults(first_seed=200)  # tolerances were chosen knowing others
 parser.add_argument(
     "--schedule",
     nargs="+",
     choices=["notebook", "equal", "swapped"],
     default=["notebook"],
-    help="steered by the gradient; equal steps; or as the other post-attn-norm was steered",
+    help="steered by the gradient; equal steps; or the steps of the other post-attn-norm",
 )
 parser.add_argument(
     "--gain",
     nargs="+",
     type=core.positive_float,
     default=[0.025],
-    help="relative change of the micro-batches for a gradient of twice its target",
+    help="relative change of the micro-batches for a gradient norm of twice its target",
 )
 parser.add_argument(
     "--growth",
@@ -83,14 +88,14 @@ core.add_language_flags(parser, layers=8, dim=64, heads=1, steps=400)
 
 SIGMOID = {"attn_activ": "sigmoid"}
 NORM = {"post_attn_norm": "rms_norm"}
-CHANGES = {  # towards the notebook's model, or to a sharper schedule
+CHANGES = {
     "full output weights": {"init": "full-output"},
     "48 query channels": {"query_dim": 48},
     "from 32 bytes": {"first_length": 32},
     "16 layers": {"layers": 16},
     "2 layers": {"layers": 2},
     "gain 0.1": {"gain": 0.1},
-    "swapped": {"schedule": "swapped"},
+    "swapped schedule": {"schedule": "swapped"},
     "equal steps": {"schedule": "equal"},
 }
 ARMS = {  # the baseline first; a run with flags takes these
@@ -117,8 +122,8 @@ ROWS = [  # of the entry's table; all arms stand in its CSV
     *ARMS,
     "softmax, equal steps",
     "softmax, post_attn_norm, equal steps",
-    "softmax, swapped",
-    "softmax, post_attn_norm, swapped",
+    "softmax, swapped schedule",
+    "softmax, post_attn_norm, swapped schedule",
     "softmax, post_attn_norm, 16 layers",
 ]
 TINY = {
@@ -266,14 +271,14 @@ def train(model, text, config, seed, schedule=None):
 
 
 def cost_of_norm(run, arm):
-    """Loss with the norm less that without it: [S]."""
+    """Loss with the norm minus that without it: [S]."""
     activation, comma, change = arm.partition(", ")
     return run.values(f"{activation}, post_attn_norm{comma}{change}", LOSS) - run.values(arm, LOSS)
 
 
 def compared():
-    """Arms without the norm, under the notebook's schedule, that have a partner with it."""
-    others = ("swapped", "equal steps")
+    """Arms without the norm, under the inferred schedule, that have a partner with it."""
+    others = ("swapped schedule", "equal steps")
     changed = [f"softmax, {change}" for change in CHANGES if change not in others]
     return ["softmax", "sigmoid", *changed]
 
@@ -286,12 +291,13 @@ def across(run):
 
 CLAIMS = [
     Claim(
-        "In the notebook's training post_attn_norm is worse by 1.5 to 2 per token",
+        "Under the inferred schedule post_attn_norm costs over 0.1 nats per byte in some config "
+        "(notebook: 1.5 to 2 per token)",
         "ablations",
         Check("largest cost", above=0.1),
     ),
     Claim(
-        "With equal steps post_attn_norm costs nothing",
+        "With equal steps post_attn_norm costs softmax attention nothing",
         OURS,
         Check(
             LOSS,
@@ -301,7 +307,7 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "With post_attn_norm the gradients are larger at first, and it takes fewer steps",
+        "post_attn_norm has larger early gradients and takes fewer steps, for softmax and sigmoid",
         OURS,
         *(
             Check(metric, **bounds, arm=f"{activation}, post_attn_norm", over=activation)
@@ -310,17 +316,17 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "Without the norm a model loses on the norm's schedule",
+        "Softmax attention without post_attn_norm loses on the schedule with the norm",
         OURS,
-        Check(LOSS, above=0.02, arm="softmax, swapped", minus="softmax"),
+        Check(LOSS, above=0.02, arm="softmax, swapped schedule", minus="softmax"),
     ),
     Claim(
-        "With the norm a model gains on the schedule of no norm",
+        "Softmax attention with post_attn_norm gains on the schedule without the norm",
         OURS,
         Check(
             LOSS,
             below=-0.02,
-            arm="softmax, post_attn_norm, swapped",
+            arm="softmax, post_attn_norm, swapped schedule",
             minus="softmax, post_attn_norm",
         ),
     ),
@@ -335,7 +341,7 @@ def plot(run):
         "steps": core.draw_curves(
             run,
             "steps by micro-batches",
-            "With the norm the notebook's schedule takes fewer steps",
+            "Steps of the inferred schedule with and without the norm",
             "Optimizer steps by micro-batches spent",
             "fortieths of the micro-batches",
             "steps taken",
@@ -346,12 +352,12 @@ def plot(run):
 
 
 def draw_costs(run):
-    """The norm's cost in every setting, with its 95% interval; None unless the run has all."""
+    """The norm's cost in every config, with its 95% interval; None unless the run has all."""
     if not run.is_whole:
         return None
     figure, axes = core.new_figure(
         run,
-        "In no setting that we ran does post_attn_norm cost what the notebook says",
+        "What post_attn_norm costs in every config",
         "Cost of post_attn_norm, a dot per seed, the mean's 95% interval",
         height=4.0,
     )

@@ -1,41 +1,48 @@
 """Which loss, optimizer or regulariser makes trainable logic gates learn Life, or learn sooner?
 
 Notebook    logic journal: only one is relu ("what are my options?"), 48 x 20, 48 x 48, regulariser
-Setup       A unit computes a = A x + a0 and b = B x + b0 and adds up gates of them in polynomial
-            form, each with a trained weight; the last unit does so, too. [9, 48, 48, 1], batch
-            512, plain gradient descent at 0.1 on the mean squared error; a step is the journal's
-            epoch. The gates are all 16, or AND, XOR, OR and NAND, and start at 1 / G.
+Setup       Input: the 3 x 3 cells, each alive with probability 0.254; target: the centre's next
+            state. A unit computes a = A x + a0 and b = B x + b0, and outputs a sum of gates of a
+            and b, as polynomials (AND is ab), with trained weights; so does the last unit.
+            [9, 48, 48, 1], batch 512, plain SGD at 0.1 on the mean squared error; a step is the
+            journal's epoch. The gates are all 16, or AND, XOR, OR and NAND (four gates); each of G
+            gates starts at 1 / G.
             What the journal leaves open, and what we took:
-            - Share of live cells 0.254: it gives the 0.29 that the journal predicts whatever the
-              input, and plateaus near its losses. 0.485 gives 0.29, too, so it is run as well.
+            - Share of live cells 0.254 and, without regularisers, 0.485: both give the 0.29 that
+              the journal predicts for all inputs.
             - Weights and biases from N(0, 0.01^2), the scale of JAX's own examples; a new batch
               for every step, the simplest generator.
-            - "Force some gates": the entropy of a unit's gates, in the loss. A gate's share of
-              its unit is its squared weight over their sum, or its part in a softmax. Strengths
-              0.001 and 0.01, found on other seeds; for the four gates 0.0001, too.
+            - "Force some gates": the loss gets the entropy of each unit's gate shares: squared
+              weights over their sum, or a softmax. Strengths 0.001 and 0.01, found on other seeds;
+              for the four gates 0.0001, too.
             - L1: the sum of all absolute parameters, in the loss, times 1e-6, 1e-5 or 1e-4.
-            - Other losses: absolute error, and cross-entropy with the output as a logit. Momentum
-              0.9; Adam at 0.001, its usual rate.
+            - Gates normalised to sum 1, and a softmax of their weights, count as regularisers.
+            - Other losses: absolute error, and cross-entropy with the output as a logit, at 0.01,
+              since it diverges at 0.1. Momentum 0.9; Adam at 0.001, its usual rate.
 Hypothesis  A term that forces gates "might make the network have to pick something instead of
             just guessing an average"; regularisation may be "very very important", and may make
-            the four gates converge more quickly. Ours: in equal parts the 16 gates add up to 1/2
+            the four gates converge more quickly. Ours: at equal weights the 16 gates add up to 1/2
             whatever a and b, so no operand gets a gradient, and no other loss and no momentum
-            changes that. Adam divides a gradient by its size: it starts them. Regularisers make
-            the four gates sparser, not faster.
-Rule        16 paired seeds from 200 on, 8 for ablations; 0 to 15 were seen before. Loss: exact,
-            over all 512 neighbourhoods with their chances, at every step. A network starts when
-            its loss falls below 0.15 within 10,000 steps, and stays if it is never below 0.19.
-            Forced gates pick if the largest share of a unit is over 0.9 on average; they help if
-            more networks start than without. Converged: below 0.08, the level that the journal
-            reads for four gates at step 5,000. Regularisation is very important if more than half
-            of the networks of all 16 gates converge with some regulariser. Sooner: at most 0.9 of
-            the steps to 0.08, since single runs would not show less; a network that never gets
-            there counts with 8,000, the last step. Slope: norm of the gradient of the first layer's
-            operands, median of the first 1,000 steps; small: below 0.1 of that of four gates.
-            Effective number: exponential of the entropy of the shares, of squared weights for the
-            48 inputs of an operand in the second layer, of gates for a unit; taken when the loss
-            is first below 0.08, or else at the end. Right: share of the 512 neighbourhoods, over
-            0.99. "At the end" of a network that blows up is the last look before.
+            changes that. Adam rescales gradients, so its networks leave the plateau. Regularisers
+            make the four gates sparser.
+Rule        16 paired seeds from 200 on, 8 for ablations; 0 to 15 were seen before. A check holds if
+            its 95% interval lies inside its bounds and fails if it lies outside; one failed check
+            refutes a claim. "Most" means more than 0.5 of the networks. Loss: mean squared error
+            over all 512 neighbourhoods, weighted by their probability, at every step. A network
+            leaves the plateau if its loss falls below 0.15 within 10,000 steps; that of the best
+            constant is 0.21. Forced gates pick if the largest share of a unit is over 0.9 on
+            average. Regularisation is very important if most networks of all 16 gates fall below
+            0.08 with some regulariser, and not without; 0.08 is the level that the journal reads
+            for four gates at step 5,000. Sooner means at most 0.9 of the steps to 0.08, since
+            single runs would not show less; a network that never gets there counts with 8,000, the
+            last step. That the best of several regularisers counts, of nine here, favours the
+            journal. Gradient norm: of the first layer's operands, median over the first 1,000
+            steps; small means below 0.1 of that of four gates. Inputs per operand (of the 48 in the
+            second layer) and gates per unit are effective numbers: the exponential of the entropy
+            of the shares of squared weights, or of gates; taken when the loss is first below 0.08,
+            or else at the end. Right is the share of the 512 neighbourhoods with output over 0.5
+            exactly if the centre lives; nearly all means over 0.99. The end of a network that blows
+            up is the last measurement before.
 Cost        17 min on 2 cores; `--gates four --steps 5000 --seeds 4` under 1 min
 """
 
@@ -73,7 +80,7 @@ parser.add_argument(
     nargs="+",
     choices=["none", "sum", "softmax"],
     default=["none"],
-    help="a unit's gate weights as they are, over their sum, or in a softmax",
+    help="a unit's gate weights as they are, normalised to sum 1, or in a softmax",
 )
 parser.add_argument(
     "--force",
@@ -97,7 +104,7 @@ parser.add_argument(
     nargs="+",
     choices=["sgd", "momentum", "adam"],
     default=["sgd"],
-    help="plain gradient descent, with momentum 0.9, or Adam",
+    help="plain SGD, SGD with momentum 0.9, or Adam",
 )
 parser.add_argument(
     "--lr", nargs="+", type=core.positive_float, default=[0.1], help="learning rate"
@@ -127,16 +134,16 @@ ARMS = {  # the baseline first; a run with flags takes these
     "all 16, forced 0.01": {"force": 1e-2},
     "all 16, Adam": ADAM,
     "four gates": FOUR,
-    "four, over their sum": {**FOUR, "normalise": "sum"},
+    "four, gates normalised to sum 1": {**FOUR, "normalise": "sum"},
 }
 ABLATIONS = {  # what else the claims read
     "all 16, L1 1e-5": {"l1": 1e-5},
-    "all 16, over their sum": {"normalise": "sum"},
+    "all 16, gates normalised to sum 1": {"normalise": "sum"},
     "all 16, softmax forced 0.001": {"normalise": "softmax", "force": 1e-3},
     "all 16, softmax forced 0.01": {"normalise": "softmax", "force": 1e-2},
     "all 16, momentum": {"optimizer": "momentum"},
     "all 16, absolute error": {"loss": "absolute"},
-    "all 16, cross-entropy": {"loss": "cross-entropy"},
+    "all 16, cross-entropy": {"loss": "cross-entropy", "lr": 0.01},  # at 0.1 it diverges
     "all 16 with ReLU, Adam": {"gates": "all-relu", **ADAM},
     "all 16, alive 0.485": {"alive": 0.485},
     "all 16, Adam, alive 0.485": {**ADAM, "alive": 0.485},
@@ -156,7 +163,7 @@ ROWS = [  # of the entry's table; all arms stand in its CSV
     "all 16, forced 0.01",
     "all 16, Adam",
     "four gates",
-    "four, over their sum",
+    "four, gates normalised to sum 1",
     "four, L1 1e-5",
     "four, forced 0.001",
     "four, softmax forced 0.001",
@@ -164,7 +171,7 @@ ROWS = [  # of the entry's table; all arms stand in its CSV
 ]
 TINY = {"width": 6, "batch": 32, "steps": 20}
 
-CONVERGED = 0.08  # what the journal reads for four gates at step 5000
+LEVEL = 0.08  # what the journal reads for four gates at step 5000
 LOST = 1e6  # a loss from which no network returns
 EVERY = 10  # steps between two points of a curve
 
@@ -189,7 +196,7 @@ def train(network, seeds, config):
     batches = core.neighbourhood_batches(seeds, config.alive, config.batch, device)
     optimizer = make_optimizer(network, config)
     losses = torch.full((config.steps + 1, len(seeds)), torch.nan)
-    slopes = torch.zeros(config.steps, len(seeds))
+    gradient_norms = torch.zeros(config.steps, len(seeds))
     looks = []
 
     for step in range(config.steps + 1):
@@ -209,18 +216,18 @@ def train(network, seeds, config):
         loss = (counts * drawn).sum() / config.batch
         optimizer.zero_grad()
         (loss + penalties(network, config)).backward()
-        slopes[step] = network[0].operands.weight.grad.flatten(1).norm(dim=1)
+        gradient_norms[step] = network[0].operands.weight.grad.flatten(1).norm(dim=1)
         optimizer.step()
     return {
         "loss": losses.numpy(),
-        "slope": slopes.numpy(),
+        "gradient norm": gradient_norms.numpy(),
         "look": torch.stack(looks).cpu().numpy(),
         "right": ((prediction > 0.5) == (target > 0.5)).float().mean(dim=1).cpu().numpy(),
     }
 
 
 def make_optimizer(network, config):
-    """Plain gradient descent, with momentum, or Adam."""
+    """Plain SGD, SGD with momentum, or Adam."""
     if config.optimizer == "adam":
         return torch.optim.Adam(network.parameters(), config.lr)
     momentum = 0.9 if config.optimizer == "momentum" else 0.0
@@ -230,7 +237,7 @@ def make_optimizer(network, config):
 def loss_of_each(output, target, loss):
     """The loss of every network on every neighbourhood: [S, 512]."""
     target = target.expand_as(output)
-    if loss == "absolute":  # with a round tip, so that its slope has no jump at 0
+    if loss == "absolute":  # with a round tip, so that its gradient has no jump at 0
         return F.smooth_l1_loss(output, target, reduction="none", beta=1e-3)
     if loss == "cross-entropy":
         return F.binary_cross_entropy_with_logits(output, target, reduction="none")
@@ -286,24 +293,25 @@ def measure(history, row, config):
     """The results of one network."""
     loss = history["loss"][:, row]
     lasting = np.flatnonzero(loss < LOST)
-    below = np.flatnonzero(loss < CONVERGED)
+    below = np.flatnonzero(loss < LEVEL)
     seen_at = below[0] if len(below) > 0 else lasting[-1]
     seen = history["look"][seen_at // EVERY, :, row]
-    slope = history["slope"][:1000, row]
+    gradient_norm = history["gradient norm"][:1000, row]
     lowest = loss[lasting].min()
     curve = np.where(loss < 0.35, loss, 0.35)
     return {
         "lowest loss": lowest,
-        "starts": float(lowest < 0.15),
-        "converges": float(lowest < CONVERGED),
+        "leaves the plateau": float(lowest < 0.15),
+        "never below 0.19": float(lowest >= 0.19),
+        "below 0.08": float(lowest < LEVEL),
         "steps to 0.08": float(seen_at) if len(below) > 0 else float(config.steps),
         "inputs per operand": seen[0],
         "gates per unit": seen[1],
         "largest share": history["look"][lasting[-1] // EVERY, 2, row],
         "right": history["right"][row],
         "blows up": float(lasting[-1] < config.steps),
-        "first slope": slope[0],
-        "slope": np.median(slope),
+        "first gradient norm": gradient_norm[0],
+        "gradient norm": np.median(gradient_norm),
         "loss by step": curve[::EVERY],
     }
 
@@ -314,9 +322,9 @@ FORCED = (
     "all 16, softmax forced 0.001",
     "all 16, softmax forced 0.01",
 )
-REGULARISED = (*FORCED, "all 16, L1 1e-5", "all 16, over their sum")
+REGULARISED = (*FORCED, "all 16, L1 1e-5", "all 16, gates normalised to sum 1")
 SOONER = (
-    "four, over their sum",
+    "four, gates normalised to sum 1",
     "four, L1 1e-6",
     "four, L1 1e-5",
     "four, L1 1e-4",
@@ -328,41 +336,46 @@ SOONER = (
 )
 CLAIMS = [
     Claim(
-        "Regularisation is very important: with it most networks of all 16 gates converge",
+        "Regularisation is very important: most networks of all 16 gates fall below 0.08 with some "
+        "regulariser, and do not without",
         "48 x 20",
-        Check("converges", above=0.5, rate=True, any_arm=REGULARISED),
+        Check("below 0.08", above=0.5, rate=True, any_arm=REGULARISED),
+        Check("below 0.08", below=0.5, rate=True, arm="all 16 gates"),
     ),
     Claim(
-        "A term that forces gates makes a network of all 16 pick gates, not guess an average",
+        "A term that forces gates makes networks of all 16 pick gates, and more of them leave the "
+        "plateau of guessing an average",
         "48 x 48",
         Check("largest share", above=0.9, any_arm=FORCED),
-        Check("starts", above=0, rate=True, any_arm=FORCED, minus="all 16 gates"),
+        Check("leaves the plateau", above=0, rate=True, any_arm=FORCED, minus="all 16 gates"),
     ),
     Claim(
-        "A regulariser makes the four gates converge sooner",
+        "AND, XOR, OR and NAND fall below 0.08 sooner with a regulariser",
         "regulariser",
         Check("steps to 0.08", below=0.9, any_arm=SOONER, over="four gates"),
     ),
     Claim(
-        "Adam starts all 16 gates, at both shares of live cells",
+        "With Adam most networks of all 16 gates leave the plateau, at both shares of live cells",
         OURS,
-        Check("lowest loss", below=0.15, arm="all 16, Adam"),
-        Check("lowest loss", below=0.15, arm="all 16, Adam, alive 0.485"),
+        Check("leaves the plateau", above=0.5, rate=True, arm="all 16, Adam"),
+        Check("leaves the plateau", above=0.5, rate=True, arm="all 16, Adam, alive 0.485"),
     ),
     Claim(
-        "With the absolute error, the cross-entropy or momentum all 16 gates stay at 0.2",
+        "With the absolute error, the cross-entropy or momentum most networks of all 16 gates "
+        "never fall below 0.19",
         OURS,
-        Check("lowest loss", above=0.19, arm="all 16, absolute error"),
-        Check("lowest loss", above=0.19, arm="all 16, cross-entropy"),
-        Check("lowest loss", above=0.19, arm="all 16, momentum"),
+        Check("never below 0.19", above=0.5, rate=True, arm="all 16, absolute error"),
+        Check("never below 0.19", above=0.5, rate=True, arm="all 16, cross-entropy"),
+        Check("never below 0.19", above=0.5, rate=True, arm="all 16, momentum"),
     ),
     Claim(
-        "All 16 gates stay because they cancel: no operand has a gradient, then a small one",
+        "Most networks of all 16 gates stay above 0.19; their operands have no gradient at first "
+        "and a small one later",
         OURS,
-        Check("first slope", equals=0.0, arm="all 16 gates"),
-        Check("slope", below=0.1, arm="all 16 gates", over="four gates"),
-        Check("lowest loss", above=0.19, arm="all 16 gates"),
-        Check("lowest loss", above=0.19, arm="all 16, alive 0.485"),
+        Check("first gradient norm", equals=0.0, arm="all 16 gates"),
+        Check("gradient norm", below=0.1, arm="all 16 gates", over="four gates"),
+        Check("never below 0.19", above=0.5, rate=True, arm="all 16 gates"),
+        Check("never below 0.19", above=0.5, rate=True, arm="all 16, alive 0.485"),
     ),
     Claim(
         "With Adam and ReLU in the place of FALSE, 16 gates get nearly all neighbourhoods right",
@@ -370,9 +383,13 @@ CLAIMS = [
         Check("right", above=0.99, arm="all 16 with ReLU, Adam"),
     ),
     Claim(
-        "An L1 penalty of 1e-5 makes the operands of four gates sparser, and forcing their gates",
+        "An L1 penalty of 1e-5 gives four gates fewer inputs per operand",
         OURS,
         Check("inputs per operand", below=1, arm="four, L1 1e-5", over="four gates"),
+    ),
+    Claim(
+        "Forcing at 0.001 gives four gates fewer gates per unit",
+        OURS,
         Check("gates per unit", below=1, arm="four, forced 0.001", over="four gates"),
     ),
 ]
@@ -384,7 +401,7 @@ def plot(run):
         "loss": core.draw_curves(
             run,
             "loss by step",
-            "Adam starts all 16 gates at once; forced gates start late; plain descent never does",
+            "Loss with plain SGD, with forced gates and with Adam",
             "Loss over all 512 neighbourhoods (cut at 0.35), a line per seed",
             "step / 10",
             "mean squared error",
@@ -397,7 +414,7 @@ def plot(run):
         "steps": core.draw_points(
             run,
             "steps to 0.08",
-            "Steps that four gates take to a loss of 0.08, by regulariser",
+            "Steps of four gates, by regulariser",
             "Steps to a loss of 0.08, a dot per seed; the last step where it is never reached",
             "steps",
             arms=["four gates", *SOONER, "four, Adam"],
@@ -414,7 +431,7 @@ def draw_sparsity(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "How sparse four gates are when the loss first falls below 0.08",
+        "Sparsity of four gates, by regulariser",
         "Effective numbers when the loss first falls below 0.08, or at the end; a dot per seed",
         columns=2,
         height=0.25 * len(arms) + 1.6,
