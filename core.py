@@ -4,10 +4,10 @@ Read it from the top: a function uses only what stands above it.
 
      1 Process        what must happen before torch is imported
      2 Seeds          one random stream per seed and purpose
-     3 Data           PATTERN graphs, batches, pyramids, Life, English text
+     3 Data           PATTERN graphs, batches, pyramids, Life, English text, questions on graphs
      4 Masks          masked softmax and sigmoid, adjacency powers
-     5 Layers         attention, transformer layer, GIN, logic gates
-     6 Models         node classifier, networks of logic gates, language model
+     5 Layers         attention, transformer layer, GIN, graph layer, logic gates
+     6 Models         node classifier, logic gates, language model, reader of questions
      7 Metrics        loss, recalls, AUC, oscillation
      8 Gradient log   norms of every parameter at every step
      9 Training
@@ -93,6 +93,7 @@ import textwrap
 import threading
 import time
 import traceback
+import unicodedata
 import urllib.parse
 import warnings
 from dataclasses import dataclass
@@ -542,6 +543,448 @@ def load_text(source):
     )
 
 
+# Graph questions
+NODE_TYPES = ("query", "context", "passage", "subject", "object", "entity", "candidate")
+QUERY, CONTEXT, PASSAGE, SUBJECT, OBJECT, ENTITY, CANDIDATE = range(len(NODE_TYPES))
+LINKS = ("none", "self", "query", "context", "passage", "entity", "coreference", "sentence")
+NO_LINK, SELF = LINKS.index("none"), LINKS.index("self")
+MOST_HOPS = 3
+NAME, RELATION, TEXT = 0, 1, MOST_HOPS + 1  # slots; the query's i-th relation is in slot i
+SLOTS = TEXT + 1
+MASKED_WORD = 1  # for pretraining; word 0 is none
+FIRST_WORD = 2
+
+
+class World(NamedTuple):
+    """What generated questions are drawn from; the numbers are of each question's graph.
+
+    entities    named by as many of the world's `names`
+    relations   of the world
+    facts       (subject, relation, object), no subject and relation twice
+    restated    facts that are told twice
+    passages    over which the sentences are spread evenly, one fact each
+    candidates  entities to choose the answer from, the answer among them
+    """
+
+    entities: int = 8
+    relations: int = 3
+    facts: int = 16
+    restated: int = 0
+    passages: int = 8
+    candidates: int = 6
+    names: int = 200
+
+
+class Question(NamedTuple):
+    """One question with N nodes and W words. Lists; -1 stands for none.
+
+    The graph, without links, which follow from it (`link_nodes`):
+    node_type      [N] number in NODE_TYPES; node 0 is the query, subjects and objects are the
+                   mentions of entities in sentences
+    entity         [N] node of the entity that a mention names; an entity's is itself
+    passage        [N] node of the passage that holds a mention; a passage's is itself
+    sentence       [N] number of a mention's sentence
+    step           [N] step of the gold chain that a mention's sentence states, from 1 on, or 0
+    The tokens, apart from the graph:
+    word           [W] number, from FIRST_WORD on
+    node, slot     [W] the node that holds the word, and where: in its NAME; among what is said
+                   (a mention's RELATION: the other words of its sentence; the query's i-th in
+                   slot i); in the TEXT of a passage
+    start, answer  nodes of entities
+    hops           relations to be followed from start to answer
+    query_blind    chance of the best guess that does not know the query
+    start_blind    chance of the best guess that knows the relations asked for, but not the start;
+                   both NaN where unknown
+    """
+
+    node_type: tuple
+    entity: tuple
+    passage: tuple
+    sentence: tuple
+    step: tuple
+    word: tuple
+    node: tuple
+    slot: tuple
+    start: int
+    answer: int
+    hops: int
+    query_blind: float
+    start_blind: float
+
+
+def build_question(
+    names, candidates, start, answer, relations, passages, guesses=(math.nan, math.nan)
+):
+    """The Question whose entities have these names.
+
+    names       for each entity a list of words; start, answer and candidates are places in it
+    relations   for each step of the query a list of words
+    passages    (words, sentences) each; a sentence is (entities, other words, step of the gold
+                chain or 0), and the first of its entities is its subject
+    guesses     query_blind and start_blind
+    """
+    nodes = [(QUERY, -1, -1, -1, 0)]
+    words = [(word, 0, NAME) for word in names[start]]
+    for slot, relation in enumerate(relations, RELATION):
+        words += [(word, 0, slot) for word in relation]
+    for entity, name in enumerate(names):
+        words += [(word, len(nodes), NAME) for word in name]
+        nodes.append((CANDIDATE if entity in candidates else ENTITY, len(nodes), -1, -1, 0))
+    sentence = 0
+    for text, sentences in passages:
+        home = len(nodes)
+        words += [(word, home, TEXT) for word in text]
+        nodes.append((PASSAGE, -1, home, -1, 0))
+        for entities, said, step in sentences:
+            kind = SUBJECT
+            for entity in entities:
+                words += [(word, len(nodes), NAME) for word in names[entity]]
+                words += [(word, len(nodes), RELATION) for word in said]
+                nodes.append((kind, 1 + entity, home, sentence, step))
+                kind = OBJECT
+            sentence += 1
+    columns = (*zip(*nodes, strict=True), *zip(*words, strict=True))
+    return Question(*columns, 1 + start, 1 + answer, len(relations), *guesses)
+
+
+def follow_chains(target, hops):
+    """Every chain of `hops` different relations in Q graphs.
+
+    target [Q, E, R]: the entity that a fact leads to, -1 where there is no fact. Returns
+    path    [hops + 1, Q, E, C] entities from each start on, for each of C orders of relations
+    exists  [Q, E, C] whether all facts are there and no entity is met twice
+    orders  [C, hops] the relations
+    """
+    q, entities, relations = target.shape
+    orders = np.array(list(itertools.permutations(range(relations), hops)))
+    path = [np.broadcast_to(np.arange(entities)[:, None], (q, entities, len(orders)))]
+    exists = np.ones(path[0].shape, dtype=bool)
+    graph = np.arange(q)[:, None, None]
+    for step in range(hops):
+        end = target[graph, path[-1], orders[:, step]]
+        exists &= end >= 0
+        for earlier in path:
+            exists &= end != earlier
+        path.append(np.maximum(end, 0))
+    return np.stack(path), exists, orders
+
+
+def best_guess(ends, candidates):
+    """Chance that the likeliest candidate is the answer, if that is one of the ends [C], all as
+    likely; an end that is no candidate cannot be."""
+    counts = np.bincount(ends, minlength=max(candidates) + 1)[candidates]
+    return counts.max() / counts.sum()
+
+
+def draw_facts(rng, count, hops, world):
+    """Facts (subject, relation, object) of graphs that hold a chain of `hops`.
+
+    [Q, facts, 3], and the table [Q, E, R] that `follow_chains` takes.
+    """
+    rows = np.arange(count)[:, None]
+    kept = []
+    missing = count
+    while missing > 0:  # graphs without a chain are drawn anew
+        cell = rng.random((count, world.entities * world.relations)).argsort(axis=1)
+        subject, relation = np.divmod(cell[:, : world.facts], world.relations)
+        other = (subject + rng.integers(1, world.entities, subject.shape)) % world.entities
+        table = np.full((count, world.entities, world.relations), -1)
+        table[rows, subject, relation] = other
+        holds = follow_chains(table, hops)[1].any(axis=(1, 2))
+        kept.append((np.stack([subject, relation, other], axis=2)[holds], table[holds]))
+        missing -= holds.sum()
+    facts, tables = zip(*kept, strict=True)
+    return np.concatenate(facts)[:count], np.concatenate(tables)[:count]
+
+
+def tell_facts(facts, steps, names, world):
+    """Passages for `build_question` that tell these facts, one sentence each.
+
+    steps: {fact: its step in the gold chain}; names: the entities' words.
+    """
+    passages = [([], []) for _ in range(world.passages)]
+    for place, (subject, relation, other) in enumerate(facts):
+        said = [FIRST_WORD + world.names + relation]
+        words, sentences = passages[place * world.passages // len(facts)]
+        words += [*names[subject], *said, *names[other]]
+        sentences.append(((subject, other), said, steps.get((subject, relation, other), 0)))
+    return passages
+
+
+def draw_questions(rng, count, hops, world):
+    """[Question] * count, each on a graph of its own: a start and `hops` different relations.
+
+    A question is drawn uniformly among its graph's chains, so that nothing but the query tells
+    them apart. A sentence is "subject relation object"; words are the names, then the relations.
+    """
+    facts, table = draw_facts(rng, count, hops, world)
+    path, exists, orders = follow_chains(table, hops)
+    told = np.arange(world.facts + world.restated) % world.facts
+    names = np.tile(np.arange(world.names), (count, 1))
+    names = FIRST_WORD + rng.permuted(names, axis=1)[:, : world.entities, None]
+    questions = []
+    for q in range(count):
+        starts, chosen = exists[q].nonzero()
+        chains = path[:, q, starts, chosen]  # [hops + 1, chains] entities
+        pick = rng.integers(len(starts))
+        gold = chains[:, pick].tolist()
+        asked = orders[chosen[pick]].tolist()
+        others = [entity for entity in range(world.entities) if entity != gold[-1]]
+        candidates = [gold[-1], *rng.permutation(others)[: world.candidates - 1].tolist()]
+        alike = chains[-1, chosen == chosen[pick]]
+        guesses = [best_guess(chains[-1], candidates), best_guess(alike, candidates)]
+
+        steps = {fact: i + 1 for i, fact in enumerate(zip(gold, asked, gold[1:], strict=False))}
+        name = names[q].tolist()
+        passages = tell_facts(facts[q, rng.permutation(told)].tolist(), steps, name, world)
+        query = [[FIRST_WORD + world.names + relation] for relation in asked]
+        questions.append(
+            build_question(name, candidates, gold[0], gold[-1], query, passages, guesses)
+        )
+    return questions
+
+
+class QuestionSource:
+    """Generated questions: new ones without end for training, fixed ones held out.
+
+    Raises UsageError that names the flag for a world without such questions.
+    """
+
+    def __init__(self, world, hops):
+        told = world.facts + world.restated
+        cells = world.entities * world.relations
+        least = min(world.relations, world.entities - 1, world.facts, MOST_HOPS)
+        for flag, value, most in (
+            ("hops", max(hops), least),
+            ("candidates", world.candidates, world.entities),
+            ("entities", world.entities, world.names),
+            ("facts", world.facts, cells),
+            ("restated", world.restated, world.facts),
+            ("passages", world.passages, told),
+        ):
+            if value > most:
+                raise UsageError(f"--{flag} {value}: at most {most} with the other numbers")
+        self.world = world
+        self.hops = hops
+        names = [f"n{i}" for i in range(world.names)]
+        self.words = ["", "[masked]", *names, *(f"r{i + 1}" for i in range(world.relations))]
+
+    def draw(self, rng, count):
+        """[Question] * count, each number of hops with the same chance."""
+        counts = np.bincount(rng.integers(len(self.hops), size=count), minlength=len(self.hops))
+        drawn = []
+        for hops, number in zip(self.hops, counts, strict=True):
+            if number > 0:
+                drawn += draw_questions(rng, number, hops, self.world)
+        return drawn
+
+    def held_out(self, name, count):
+        """{hops: [Question] * count} of the stream "val" or "test", the same for every seed."""
+        streams = {hops: stream(0, name, hops) for hops in self.hops}
+        return {h: draw_questions(rng, count, h, self.world) for h, rng in streams.items()}
+
+
+MOST_NODES = 512  # of a question in a file: attention takes memory for every pair of nodes
+SENTENCE_WORDS = 64  # a mention holds at most so many of its sentence's other words
+SPACELESS = (  # first and last letter of scripts that are written without spaces
+    ("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"), ("\u3040", "\u30ff"),
+    ("\u3400", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0003ffff"),
+)  # fmt: skip
+
+
+@functools.cache
+def letter_class(letter):
+    """ "w" of a letter or digit that makes words, "m" of a mark, "s" of any other, " " of space."""
+    category = unicodedata.category(letter)
+    if letter.isspace():
+        return " "
+    if category[0] == "M" or category == "Cf":
+        return "m"
+    spaceless = any(first <= letter <= last for first, last in SPACELESS)
+    return "w" if category[0] in "LN" and not spaceless else "s"
+
+
+def read_tokens(text):
+    """The tokens of a text, and whether white space follows each: two lists.
+
+    A token is a word, a single sign, or a single letter of a script that is written without
+    spaces, whose names are so found wherever their letters stand in a row. Letters keep their
+    marks, composed or not (NFC); large and small letters are the same.
+    """
+    text = unicodedata.normalize("NFC", text.casefold())
+    classes = "".join(map(letter_class, text))
+    spans = [match.span() for match in re.finditer("w[wm]*|[sm]m*", classes)]
+    return [text[i:j] for i, j in spans], [classes[j : j + 1] in ("", " ") for _, j in spans]
+
+
+def read_passage(text, names):
+    """A passage for `build_question`, of tokens. names: {tokens of a name: its entity}.
+
+    The longest name that begins at a token counts. A sentence ends with . ! ? before white space,
+    or with 。！？, but not inside a name such as "St. Louis".
+    """
+    tokens, spaced = read_tokens(text)
+    lengths = sorted({len(name) for name in names}, reverse=True)
+    sentences = [([], [], 0)]
+    place = 0
+    while place < len(tokens):
+        spans = [tuple(tokens[place : place + length]) for length in lengths]
+        named = [span for span in spans if span in names]
+        entities, said, _ = sentences[-1]
+        token = tokens[place]
+        if named:
+            entities.append(names[named[0]])
+        elif token in "。！？" or (token in ".!?" and spaced[place]):
+            sentences.append(([], [], 0))
+        elif len(said) < SENTENCE_WORDS:
+            said.append(token)
+        place += len(named[0]) if named else 1
+    return tokens, sentences
+
+
+def read_question(row):
+    """The Question that one line of a file holds, with tokens for words.
+
+    Raises ValueError that says what is wrong.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    tokens = {}
+    for key in ("start", "answer", "candidates", "relations", "passages", "entities"):
+        texts = [row.get(key)] if key in ("start", "answer") else row.get(key, [])
+        filled = isinstance(texts, list) and (texts or key == "entities")
+        if not filled or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f'"{key}" is missing, empty, or not of texts')
+        tokens[key] = [tuple(read_tokens(text)[0]) for text in texts]
+    (start,), (answer,) = tokens["start"], tokens["answer"]
+    candidates = dict.fromkeys(tokens["candidates"])
+    if len(tokens["relations"]) > MOST_HOPS:
+        raise ValueError(f'"relations" has more than {MOST_HOPS} entries')
+    if len(candidates) < len(tokens["candidates"]):
+        alike = max(candidates, key=tokens["candidates"].count)
+        raise ValueError(f'two of the candidates read alike, as "{" ".join(alike)}"')
+    if answer not in candidates:
+        raise ValueError('"answer" does not stand among "candidates"')
+
+    named = list(dict.fromkeys([*candidates, start, *tokens["entities"]]))
+    entity = {name: number for number, name in enumerate(named)}
+    passages = [read_passage(text, entity) for text in row["passages"]]
+    choice = range(len(candidates))
+    question = build_question(
+        named, choice, entity[start], entity[answer], tokens["relations"], passages
+    )
+    nodes = len(question.node_type)
+    if nodes > MOST_NODES:
+        raise ValueError(f"{nodes} names and mentions, at most {MOST_NODES}; shorten the passages")
+    return question
+
+
+class QuestionFile:
+    """The user's own questions, every fifth held out; draw and held_out as of a QuestionSource.
+
+    A line is an object with the texts "start" and "answer", the lists of texts "candidates",
+    "relations" (1 to 3) and "passages", and maybe "entities", other names to be linked. Raises
+    UsageError that names the line.
+    """
+
+    def __init__(self, path):
+        number = {"": 0, "[masked]": MASKED_WORD}
+        questions = []
+        for i, line in enumerate(Path(path).read_bytes().splitlines()):
+            try:
+                if line.strip():
+                    questions.append(read_question(json.loads(line)))
+            except ValueError as error:
+                broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+                reason = "not JSON" if broken else error
+                raise UsageError(f"--questions {path}: line {i + 1}: {reason}") from None
+        if len(questions) < 10:
+            raise UsageError(f"--questions {path}: give at least 10 questions, one per line")
+        for i, one in enumerate(questions):
+            words = tuple(number.setdefault(word, len(number)) for word in one.word)
+            questions[i] = one._replace(word=words)
+        self.words = list(number)
+        self.training = [one for i, one in enumerate(questions) if i % 5 != 4]
+        self.testing = questions[4::5]
+        self.hops = tuple(sorted({one.hops for one in self.testing}))
+
+    def draw(self, rng, count):
+        """[Question] * count of the training questions, none twice; all if there are fewer."""
+        return [self.training[i] for i in rng.permutation(len(self.training))[:count]]
+
+    def held_out(self, name, count):
+        """{hops: at most `count` Questions}; "val" and "test" are the same."""
+        return {h: [one for one in self.testing if one.hops == h][:count] for h in self.hops}
+
+
+def link_nodes(node_type, entity, passage, sentence):
+    """The kind of link between any two nodes: [Q, N] each -> [Q, N, N], numbers in LINKS.
+
+    A mention is joined to its passage, to its entity, to the other mentions of its sentence and to
+    those of its entity; every node to itself; the query to none. Same both ways.
+    """
+    mention = (node_type == SUBJECT) | (node_type == OBJECT)
+    both = mention[:, :, None] & mention[:, None]
+    number = np.arange(node_type.shape[1])
+    link = np.zeros(both.shape, dtype=np.int64)
+    for column, name in ((entity, "coreference"), (sentence, "sentence")):
+        link[both & (column[:, :, None] == column[:, None])] = LINKS.index(name)
+    for column, name in ((passage, "passage"), (entity, "entity")):
+        belongs = mention[:, :, None] & (column[:, :, None] == number)
+        link[belongs | belongs.swapaxes(1, 2)] = LINKS.index(name)
+    link[:, number, number] = np.where(node_type >= 0, SELF, NO_LINK)
+    return link
+
+
+def pad_rows(rows):
+    """Rows of numbers, of different lengths, as one table, padded with -1."""
+    table = np.full((len(rows), max(map(len, rows))), -1)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table
+
+
+class QuestionBatch:
+    """B Questions as the input of a QuestionReader, padded to N nodes.
+
+    questions     the Questions
+    node_type     [B, N] number in NODE_TYPES; 0 in the padding
+    link          [B, N, N] number in LINKS, target first; attention keeps what is not NO_LINK
+    is_start      [B, N] bool, the start's node and its mentions
+    is_candidate  [B, N] bool
+    answer        [B] node
+    word, slot    [W] of all questions, node after node
+    word_weight   [W] one over the number of words of the same node and slot
+    first_word    [B * N] where the words of each node begin
+    """
+
+    def __init__(self, questions, device="cpu"):
+        columns = list(zip(*questions, strict=True))
+        node_type, entity, passage, sentence, _, word, node, slot = map(pad_rows, columns[:8])
+        start, answer = np.array(columns[8:10])
+        b, n = node_type.shape
+        real = word >= 0
+        place = (node + n * np.arange(b)[:, None])[real]
+        order = place.argsort(kind="stable")
+        place = place[order]
+        bag = place * SLOTS + slot[real][order]
+
+        def send(array):
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        self.questions = questions
+        self.shape = (b, n)
+        self.node_type = send(np.maximum(node_type, 0))
+        self.link = send(link_nodes(node_type, entity, passage, sentence))
+        self.is_start = send(entity == start[:, None])
+        self.is_candidate = send(node_type == CANDIDATE)
+        self.answer = send(answer)
+        self.word = send(word[real][order])
+        self.slot = send(bag % SLOTS)
+        self.word_weight = send((1 / np.bincount(bag)[bag]).astype(np.float32))
+        self.first_word = send(np.searchsorted(place, np.arange(b * n)))
+
+
 # %% 4 Masks
 
 
@@ -946,6 +1389,45 @@ class GINLayer(nn.Module):
         return x + self.norm(self.mlp(total / self.divide_by)).relu()
 
 
+class GraphLayer(nn.Module):
+    """Attention along links, then a feed-forward twice as wide, norms first: [B, N, D] -> same.
+
+    make_linear(inputs, outputs) makes the four linear layers.
+    """
+
+    def __init__(self, dim, heads, make_linear=nn.Linear):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.inputs = make_linear(dim, 3 * dim)
+        self.out = make_linear(dim, dim)
+        self.first = make_linear(dim, 2 * dim)
+        self.last = make_linear(2 * dim, dim)
+
+    def apply_linear(self, linear, x, batch):
+        """One of the linear layers; a derived class may look at the nodes' types."""
+        return linear(x)
+
+    def attend(self, x, bias, batch):
+        """Weights [B, H, N, N] (target by source) and values [B, H, N, D/H].
+
+        bias [B, H, N, N]: what is added to the logits.
+        """
+        inputs = self.apply_linear(self.inputs, self.norm1(x), batch)
+        inputs = inputs.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key, value = inputs.unbind(0)
+        logits = query @ key.transpose(2, 3) / math.sqrt(key.shape[3])
+        return (logits + bias).softmax(3), value
+
+    def forward(self, x, bias, batch):
+        weight, value = self.attend(x, bias, batch)
+        mixed = (weight @ value).transpose(1, 2).flatten(2)
+        x = x + self.apply_linear(self.out, mixed, batch)
+        hidden = self.apply_linear(self.first, self.norm2(x), batch).relu()
+        return x + self.apply_linear(self.last, hidden, batch)
+
+
 # Logic gates: S networks, one per seed, in one tensor program
 GATES = (
     "FALSE", "AND", "A AND NOT B", "A", "B AND NOT A", "B", "XOR", "OR",
@@ -1221,6 +1703,77 @@ class LanguageModel(nn.Module):
         return self.readout(self.norm(x))
 
 
+class NodeEmbedder(nn.Module):
+    """What the words of each node say: QuestionBatch -> [B, N, D].
+
+    The mean of a node's words in a slot goes through that slot's matrix; the slots are added.
+    """
+
+    def __init__(self, words, dim):
+        super().__init__()
+        self.word = nn.Embedding(words, dim)
+        self.slot = nn.Parameter(torch.randn(SLOTS, dim, dim) * dim**-0.5)
+
+    def forward(self, batch):
+        used, index = batch.word.unique(return_inverse=True)
+        table = (self.word(used) @ self.slot).flatten(0, 1)  # [SLOTS * used, D]
+        said = F.embedding_bag(
+            batch.slot * len(used) + index,
+            table,
+            batch.first_word,
+            mode="sum",
+            per_sample_weights=batch.word_weight,
+        )
+        return said.unflatten(0, batch.shape)
+
+
+class QuestionReader(nn.Module):
+    """Scores candidates by attention along links: QuestionBatch -> logits [B, N].
+
+    Logits are -inf at nodes that are no candidates. A node's first state is what its words say
+    plus a vector of its type; what the query's words say is added to the start's node and its
+    mentions. A derived class may change that (`first_states`). layers: GraphLayers; one layer may
+    stand there several times. A link's logit has a bias for each head, kind of link and pair of
+    node types. words: how many are known. Source: HDE, Tu et al. 2019.
+    """
+
+    def __init__(self, words, dim, heads, layers):
+        super().__init__()
+        self.embed = NodeEmbedder(words, dim)
+        self.node_type = nn.Embedding(len(NODE_TYPES), dim)
+        nn.init.normal_(self.node_type.weight, std=0.5)
+        self.inject = nn.Linear(dim, dim)
+        self.link_bias = nn.Parameter(torch.zeros(len(LINKS) * len(NODE_TYPES) ** 2, heads))
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(dim)
+        self.readout = nn.Linear(dim, 1)
+
+    def first_states(self, batch):
+        """The nodes before the first layer: [B, N, D]."""
+        said = self.embed(batch)
+        query = self.inject(said[:, :1])
+        return said + self.node_type(batch.node_type) + batch.is_start[..., None] * query
+
+    def attention_bias(self, batch):
+        """What is added to the logits of attention: [B, H, N, N], -1e9 where there is no link."""
+        types = len(NODE_TYPES)
+        pair = batch.node_type[:, :, None] * types + batch.node_type[:, None]
+        bias = F.embedding(batch.link * types**2 + pair, self.link_bias)
+        return bias.permute(0, 3, 1, 2).masked_fill((batch.link == NO_LINK)[:, None], -1e9)
+
+    def last_states(self, batch):
+        """The nodes after the last layer: [B, N, D]."""
+        x = self.first_states(batch)
+        bias = self.attention_bias(batch)
+        for layer in self.layers:
+            x = layer(x, bias, batch)
+        return self.norm(x)
+
+    def forward(self, batch):
+        score = self.readout(self.last_states(batch)).squeeze(2)
+        return score.masked_fill(~batch.is_candidate, -math.inf)
+
+
 # %% 7 Metrics
 
 
@@ -1483,6 +2036,44 @@ def train_on_text(model, text, *, seed, lr, steps, batch, length):
         losses.append(loss)
         norms.append(norm)
     return {"loss": np.array(losses), "gradient_norm": np.array(norms)}
+
+
+@torch.no_grad()
+def answered(model, batches):
+    """Which questions a QuestionReader answers right: [Q] bool."""
+    model.eval()
+    return torch.cat([model(batch).argmax(1) == batch.answer for batch in batches]).cpu()
+
+
+def train_reader(model, batches, *, steps, lr, validation=None, points=10):
+    """Train a QuestionReader in place on `steps` QuestionBatches of an iterator.
+
+    AdamW with weight decay 0.01, gradients clipped at norm 1; the learning rate rises to `lr`
+    over 100 steps and falls to 0 over the last 30%. Returns NumPy arrays: "loss" [steps], and for
+    each name of `validation` {name: batches} the accuracy after 0, 1 / points, ... of the steps.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr, (0.9, 0.98), weight_decay=0.01, fused=True)
+    losses = []
+    curves = {name: [] for name in validation or {}}
+    for step in range(steps + 1):
+        if step * points // steps > (step - 1) * points // steps:
+            for name, curve in curves.items():
+                curve.append(answered(model, validation[name]).float().mean())
+        if step == steps:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100, (steps - step) / (0.3 * steps))
+        batch = next(batches)
+        model.train()
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(model(batch), batch.answer)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.detach())
+    curves = {name: torch.stack(curve).numpy() for name, curve in curves.items()}
+    return {"loss": torch.stack(losses).cpu().numpy(), **curves}
 
 
 def interleaved_medians(steps, rounds, device="cpu"):

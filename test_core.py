@@ -19,6 +19,7 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 import urllib.parse
 from fractions import Fraction
 from pathlib import Path
@@ -835,6 +836,576 @@ def test_models_follow_a_renumbering_of_the_nodes(name):
     found = model(core.GraphBatch([renumbered]))
     expected = model(core.GraphBatch([SPARSE]))[order]
     assert_close(found, expected, rtol=1e-3)
+
+
+# Questions on graphs
+
+SMALL_WORLD = core.World(entities=5, facts=9, passages=3, candidates=3, names=12)
+WORLDS = [
+    (1, core.World()),
+    (2, core.World(restated=7, passages=5)),
+    (3, SMALL_WORLD),
+    (1, core.World(2, 3, 4, 0, 3, 2, 2)),
+]
+HAND_WRITTEN = {
+    "start": "New York",
+    "relations": ["twin of", "mayor"],
+    "answer": "Ann Lee",
+    "candidates": ["Ann Lee", "Bob"],
+    "entities": ["New York City"],
+    "passages": ["New York City is the twin of new york. Is it?", "Bob met ANN LEE! Leeds slept."],
+}
+
+
+def drawn(count=3, hops=2, seed=0, world=SMALL_WORLD):
+    return core.draw_questions(np.random.default_rng(seed), count, hops, world)
+
+
+def words_by_node(question):
+    """{node: {slot: its words in order}}."""
+    found = [{} for _ in question.node_type]
+    for word, node, slot in zip(question.word, question.node, question.slot, strict=True):
+        found[node].setdefault(slot, []).append(word)
+    return found
+
+
+def read_back(question):
+    """(sentences, name of each entity node), from words alone; a sentence is (subject, relation,
+    object, passage, step)."""
+    words = words_by_node(question)
+    mentions = [n for n, kind in enumerate(question.node_type) if kind == core.SUBJECT]
+    sentences = []
+    for subject in mentions:
+        other = subject + 1
+        assert question.node_type[other] == core.OBJECT
+        assert question.sentence[other] == question.sentence[subject]
+        assert question.step[other] == question.step[subject]
+        assert words[subject][core.RELATION] == words[other][core.RELATION]
+        fact = (*words[subject][core.NAME], *words[other][core.RELATION], *words[other][core.NAME])
+        sentences.append((*fact, question.passage[subject], question.step[subject]))
+    kinds = (core.ENTITY, core.CANDIDATE)
+    entities = [n for n, kind in enumerate(question.node_type) if kind in kinds]
+    return sentences, {n: words[n][core.NAME][0] for n in entities}
+
+
+def every_chain(facts, hops):
+    """All (relations, entities on the way) of different relations that meet no entity twice."""
+    found = [((), (start,)) for start in sorted({fact[0] for fact in facts})]
+    for _ in range(hops):
+        found = [
+            ((*relations, relation), (*path, other))
+            for relations, path in found
+            for one, relation, other in sorted(facts)
+            if one == path[-1] and relation not in relations and other not in path
+        ]
+    return found
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_chains_are_all_there_are(hops):
+    target = np.random.default_rng(hops).integers(-1, 4, (20, 4, 3))  # loops, too
+    path, exists, orders = core.follow_chains(target, hops)
+    assert sorted(map(tuple, orders)) == sorted(itertools.permutations(range(3), hops))
+    for q in range(20):
+        facts = {(e, r, int(target[q, e, r])) for e, r in np.ndindex(4, 3) if target[q, e, r] >= 0}
+        seen = [
+            (tuple(orders[c]), tuple(path[:, q, e, c]))
+            for e, c in zip(*exists[q].nonzero(), strict=True)
+        ]
+        assert sorted(seen) == sorted(every_chain(facts, hops))
+    assert exists.any()
+    assert not exists.all()
+
+
+@pytest.mark.parametrize(("hops", "world"), WORLDS, ids=str)
+def test_a_drawn_question_has_one_answer_and_exact_guesses(hops, world):
+    for question in drawn(20, hops, world=world):
+        sentences, named = read_back(question)
+        words = words_by_node(question)
+        facts = {sentence[:3] for sentence in sentences}
+        assert len({fact[:2] for fact in facts}) == len(facts) == world.facts
+        assert all(one != other for one, _, other in facts)
+        assert len(sentences) == world.facts + world.restated
+        start = named[question.start]
+        answer = named[question.answer]
+        query = [words[0][slot][0] for slot in range(1 + hops)]
+        chains = every_chain(facts, hops)
+        (path,) = [
+            path for relations, path in chains if relations == tuple(query[1:]) and path[0] == start
+        ]
+        assert query[0] == start
+        assert path[-1] == answer
+        candidates = [named[n] for n in named if question.node_type[n] == core.CANDIDATE]
+        assert len(candidates) == world.candidates
+        assert answer in candidates
+        asked = [chain for chain in chains if chain[0] == tuple(query[1:])]
+        for chance, known in ((question.query_blind, chains), (question.start_blind, asked)):
+            ends = [path[-1] for _, path in known if path[-1] in candidates]
+            assert math.isclose(chance, max(map(ends.count, ends)) / len(ends))
+        for one, relation, other, _, step in sentences:
+            gold = [
+                i + 1
+                for i in range(hops)
+                if (one, relation, other) == (path[i], query[i + 1], path[i + 1])
+            ]
+            assert [step] == (gold or [0])
+        homes = [sentence[3] for sentence in sentences]
+        counts = [homes.count(home) for home in sorted(set(homes))]
+        assert len(counts) == world.passages
+        assert max(counts) <= min(counts) + 1
+        for home in set(homes):
+            told = [sentence[:3] for sentence in sentences if sentence[3] == home]
+            assert words[home] == {core.TEXT: list(itertools.chain(*told))}
+        assert len(set(named.values())) == world.entities
+        assert all(2 <= name < 2 + world.names for name in named.values())
+        assert all(2 + world.names <= fact[1] < 2 + world.names + world.relations for fact in facts)
+        for node, entity in enumerate(question.entity):
+            if entity >= 0:  # a mention belongs to the entity of its name
+                assert words[node][core.NAME] == [named[entity]]
+
+
+def test_a_drawn_question_is_uniform_among_its_chains():
+    places = []
+    answers = []
+    for question in drawn(400, 2):
+        sentences, named = read_back(question)
+        nodes = {name: node for node, name in named.items()}
+        chains = every_chain({sentence[:3] for sentence in sentences}, 2)
+        chains = sorted((relations, tuple(nodes[e] for e in path)) for relations, path in chains)
+        words = words_by_node(question)
+        asked = (words[0][1][0], words[0][2][0])
+        own = [relations == asked and path[0] == question.start for relations, path in chains]
+        places.append((own.index(True) + 0.5) / len(chains))
+        answers.append(question.answer)
+    assert abs(np.mean(places) - 0.5) < 4 * np.sqrt(1 / 12 / 400)
+    assert min(np.bincount(answers)[1:]) > 400 / 5 - 4 * np.sqrt(400 * 0.16)
+
+
+def test_questions_are_repeatable_and_held_out_ones_the_same_for_all():
+    source = core.QuestionSource(SMALL_WORLD, (1, 3))
+    assert drawn() == drawn()
+    assert drawn() != drawn(seed=1)
+    held_out = source.held_out("test", 3)
+    assert [[one.hops for one in questions] for questions in held_out.values()] == [
+        [1] * 3,
+        [3] * 3,
+    ]
+    assert held_out == core.QuestionSource(SMALL_WORLD, (3, 1)).held_out("test", 3)
+    assert held_out != source.held_out("val", 3)
+    hops = [one.hops for one in source.draw(core.stream(0, "train"), 200)]
+    assert set(hops) == {1, 3}
+    assert abs(hops.count(1) - 100) < 4 * np.sqrt(50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "hops", "flag"),
+    [
+        ({}, (4,), "--hops 4"),
+        ({"entities": 3, "candidates": 3, "facts": 8}, (3,), "--hops 3"),
+        ({"relations": 2, "facts": 9}, (3,), "--hops 3"),
+        ({"facts": 2, "passages": 2}, (3,), "--hops 3"),
+        ({"candidates": 9}, (1,), "--candidates 9"),
+        ({"names": 7}, (1,), "--entities 8"),
+        ({"facts": 25}, (1,), "--facts 25"),
+        ({"restated": 17}, (1,), "--restated 17"),
+        ({"passages": 17}, (1,), "--passages 17"),
+    ],
+    ids=str,
+)
+def test_worlds_without_questions_are_refused(changes, hops, flag):
+    with pytest.raises(core.UsageError, match=f"^{flag}: at most"):
+        core.QuestionSource(core.World(**changes), hops)
+
+
+def test_links_against_their_definition():
+    questions = [*drawn(2, 3), core.read_question(HAND_WRITTEN)]
+    questions[2] = questions[2]._replace(word=tuple(range(len(questions[2].word))))
+    link = core.QuestionBatch(questions).link
+    mentions = (core.SUBJECT, core.OBJECT)
+    for q, question in enumerate(questions):
+        columns = list(zip(*question[:4], strict=True))
+        for (i, one), (j, other) in itertools.product(enumerate(columns), repeat=2):
+            expected = "none"
+            if i == j:
+                expected = "self"
+            elif one[0] in mentions and other[0] in mentions:
+                if one[3] == other[3]:
+                    expected = "sentence"
+                elif one[1] == other[1]:
+                    expected = "coreference"
+            elif one[0] in mentions or other[0] in mentions:
+                mention, owner = (one, j) if one[0] in mentions else (other, i)
+                if mention[2] == owner:
+                    expected = "passage"
+                elif mention[1] == owner:
+                    expected = "entity"
+            assert core.LINKS[link[q, i, j]] == expected
+        assert not link[q, len(columns) :].any()
+        assert not link[q, :, len(columns) :].any()
+
+
+def write_questions(folder, rows):
+    path = folder / "own.jsonl"
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+def as_row(question):
+    """A drawn question as a user's row: names "name7", relations "rel207", one sentence a fact."""
+    sentences, named = read_back(question)
+    passages = {}
+    for one, relation, other, home, _ in sentences:
+        passages.setdefault(home, []).append(f"Name{one} rel{relation} NAME{other}.")
+    words = words_by_node(question)[0]
+    kinds = {n: question.node_type[n] for n in named}
+    return {
+        "start": f"name{words[0][0]}",
+        "relations": [f"rel{words[slot][0]}" for slot in range(1, 1 + question.hops)],
+        "answer": f"name{named[question.answer]}",
+        "candidates": [f"name{named[n]}" for n in named if kinds[n] == core.CANDIDATE],
+        "entities": [f"name{name}" for name in named.values()],
+        "passages": [" ".join(told) for told in passages.values()],
+    }
+
+
+def canonical(question):
+    """A question up to the order of its entities: words and links of nodes, by name."""
+    words = [
+        {slot: [w for w in bag if w != "."] for slot, bag in node.items()}
+        for node in words_by_node(question)
+    ]
+    link = core.link_nodes(*(np.array([column]) for column in question[:4]))[0]
+    key = [f"{kind} {one}" for kind, one in zip(question.node_type, words, strict=True)]
+    links = sorted((key[i], key[j], int(link[i, j])) for i, j in zip(*link.nonzero(), strict=True))
+    return sorted(key), links, key[question.start], key[question.answer], question.hops
+
+
+@pytest.mark.parametrize(("hops", "world"), WORLDS[:3], ids=str)
+def test_a_question_written_as_text_is_the_same_graph(hops, world):
+    for question in drawn(3, hops, world=world):
+        read = core.read_question(as_row(question))
+        names = question.word
+        relations = 2 + world.names
+        words = tuple(f"rel{word}" if word >= relations else f"name{word}" for word in names)
+        assert canonical(read) == canonical(question._replace(word=words))
+        assert math.isnan(read.query_blind)
+
+
+def test_names_of_several_words_are_found_longest_first():
+    read = core.read_question(HAND_WRITTEN)
+    said = words_by_node(read)
+    kinds = [core.NODE_TYPES[kind] for kind in read.node_type]
+    assert kinds == [
+        "query", "candidate", "candidate", "entity", "entity",
+        "passage", "subject", "object", "passage", "subject", "object",
+    ]  # fmt: skip
+    assert said[0] == {0: ["new", "york"], 1: ["twin", "of"], 2: ["mayor"]}
+    twin = ["is", "the", "twin", "of"]
+    assert said[6:8] == [{0: ["new", "york", "city"], 1: twin}, {0: ["new", "york"], 1: twin}]
+    assert said[9:] == [{0: ["bob"], 1: ["met"]}, {0: ["ann", "lee"], 1: ["met"]}]
+    assert said[8][core.TEXT] == ["bob", "met", "ann", "lee", "!", "leeds", "slept", "."]
+    assert read.entity == (-1, 1, 2, 3, 4, -1, 4, 3, -1, 2, 1)
+    assert read.sentence[6] == read.sentence[7] != read.sentence[9] == read.sentence[10]
+
+
+def row_about(passages, candidates, start="Asha"):
+    return {
+        "start": start, "relations": ["was born in"], "answer": candidates[0],
+        "candidates": candidates, "passages": passages,
+    }  # fmt: skip
+
+
+def mentions_of(row):
+    """(name of the entity, number of the sentence) of each mention."""
+    read = core.read_question(row)
+    words = words_by_node(read)
+    return [
+        ("".join(words[entity][core.NAME]), sentence)
+        for entity, sentence in zip(read.entity, read.sentence, strict=True)
+        if sentence >= 0
+    ]
+
+
+@pytest.mark.parametrize(
+    ("passages", "candidates"),
+    [
+        (["Asha was born in राम. She paints.", "Bina was born in रोम."], ["राम", "रोम"]),
+        (["Asha was born in C++.", "Lee was born in C#."], ["C++", "C#"]),
+        (["Asha was born in Ma\u0301laga.", "Ulf was born in Ko\u0308ln."], ["Málaga", "Köln"]),
+        (["Asha was born in MÁLAGA.", "Ulf: Straße."], ["Málaga", "STRASSE"]),
+        (["Ashaは東京で生まれた。京都は古い。"], ["東京", "京都"]),
+        (["Asha出生在北京。上海很大。"], ["北京", "上海"]),
+        (["Ashaเกิดที่กรุงเทพ.", "เชียงใหม่อยู่เหนือ"], ["กรุงเทพ", "เชียงใหม่"]),
+        (
+            ["Asha was born in 'St. Louis'. St Louis is no St. Louis!", "O'Neil"],
+            ["St. Louis", "O'Neil"],
+        ),
+        (
+            ["Asha \U0001f469\u200d\U0001f680 \U0001f469\u200d\U0001f52c"],
+            ["\U0001f469\u200d\U0001f680", "\U0001f469\u200d\U0001f52c"],
+        ),
+    ],
+    ids=[
+        "marks",
+        "signs",
+        "decomposed",
+        "case",
+        "Japanese",
+        "Chinese",
+        "Thai",
+        "abbreviation",
+        "joined",
+    ],
+)
+def test_names_of_any_script_are_told_apart_and_found(passages, candidates):
+    found = mentions_of(row_about(passages, candidates))
+    names = {"".join(core.read_tokens(name)[0]) for name in candidates}
+    assert len(names) == 2
+    assert names <= {name for name, _ in found}
+    assert found[:2] == [("asha", 0), ("".join(core.read_tokens(candidates[0])[0]), 0)]
+
+
+def test_a_name_with_a_full_stop_joins_no_sentences():
+    row = row_about(
+        ["Asha was the best. Louis left. Bob saw St. Louis. Asha!"], ["St. Louis", "Bob"]
+    )
+    assert mentions_of(row) == [("asha", 0), ("bob", 2), ("st.louis", 2), ("asha", 3)]
+
+
+@pytest.mark.parametrize("pair", [["Rome", "ROME"], ["Zo\u00eb", "Zoe\u0308"], ["a b", "a  b"]])
+def test_candidates_that_read_alike_are_refused_with_their_line(pair, tmp_path):
+    rows = [HAND_WRITTEN] * 6 + [row_about(["Asha slept."], [*pair, "Oslo"])] + [HAND_WRITTEN] * 5
+    with pytest.raises(
+        core.UsageError, match=r"own\.jsonl: line 7: two of the candidates read alike"
+    ):
+        core.QuestionFile(write_questions(tmp_path, rows))
+
+
+def test_a_long_text_takes_memory_in_proportion(tmp_path):
+    used = []
+    for letters in (100_000, 200_000):
+        long_word = row_about(["Asha slept. " + "x" * letters], ["Rome", "Oslo"])
+        sentence = row_about(
+            ["Asha " + "Oslo met " * 200 + "y " * (letters // 20)], ["Rome", "Oslo"]
+        )
+        path = write_questions(tmp_path, [HAND_WRITTEN] * 9 + [long_word, sentence])
+        tracemalloc.start()
+        read = core.QuestionFile(path)
+        used.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        longest = max(read.training + read.testing, key=lambda one: len(one.word))
+        assert len(longest.word) < letters // 20 + 201 * (2 + core.SENTENCE_WORDS) + 1000
+    assert used[1] < 2.2 * used[0]
+    assert used[1] < 150e6
+    with pytest.raises(core.UsageError, match=r"line 10: .* names and mentions, at most 512"):
+        rows = [HAND_WRITTEN] * 9 + [row_about(["Oslo " * 600], ["Oslo", "Rome"])]
+        core.QuestionFile(write_questions(tmp_path, rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *(({key: None}, key) for key in ("start", "answer", "relations", "passages", "candidates")),
+        ({"start": ["a"]}, "start"),
+        ({"passages": "a text"}, "passages"),
+        ({"candidates": []}, "candidates"),
+        ({"relations": ["a", 3]}, "relations"),
+        ({"entities": [" "]}, "entities"),
+        ({"answer": "nobody"}, "does not stand among"),
+        ({"relations": ["a"] * 4}, "more than 3"),
+        (b'{"start": "a"', "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[1]", "not an object"),
+    ],
+    ids=str,
+)
+def test_a_bad_question_is_named_with_its_line(change, said, tmp_path):
+    rows = [HAND_WRITTEN] * 12
+    rows[6] = change if isinstance(change, bytes) else HAND_WRITTEN | change
+    with pytest.raises(core.UsageError, match=rf"^--questions .*own\.jsonl: line 7: .*{said}"):
+        core.QuestionFile(write_questions(tmp_path, rows))
+
+
+def test_a_file_holds_every_fifth_question_out(tmp_path):
+    rows = [
+        HAND_WRITTEN | {"start": f"city{i}", "relations": ["r"] * (1 + i % 2)} for i in range(12)
+    ]
+    read = core.QuestionFile(write_questions(tmp_path, rows))
+    starts = [read.words[one.word[0]] for one in read.testing]
+    assert starts == ["city4", "city9"]
+    assert read.hops == (1, 2)
+    assert {h: len(questions) for h, questions in read.held_out("test", 9).items()} == {1: 1, 2: 1}
+    drawn_starts = [read.words[one.word[0]] for one in read.draw(np.random.default_rng(0), 99)]
+    assert sorted(drawn_starts) == sorted(f"city{i}" for i in range(12) if i % 5 != 4)
+    with pytest.raises(core.UsageError, match="at least 10 questions"):
+        core.QuestionFile(write_questions(tmp_path, rows[:9]))
+
+
+def mixed_questions():
+    """Questions of several sizes, one of them read from text."""
+    read = core.read_question(HAND_WRITTEN)
+    number = {word: 2 + i for i, word in enumerate(dict.fromkeys(read.word))}
+    read = read._replace(word=tuple(number[word] for word in read.word))
+    return [*drawn(1, 1), *drawn(1, 3, world=core.World()), read, *drawn(1, 2, 5)]
+
+
+def question_reader(dim=8, depth=2):
+    """A reader in float64, every weight random."""
+    reader = core.QuestionReader(210, dim, 2, [core.GraphLayer(dim, 2)] * depth)
+    return randomised(reader).double()
+
+
+def question_batch(questions):
+    batch = core.QuestionBatch(questions)
+    batch.word_weight = batch.word_weight.double()
+    return batch
+
+
+def moved_rows(one, other):
+    """Which questions' logits differ beyond rounding."""
+    return (~torch.isclose(one, other, rtol=1e-6, atol=1e-6)).any(1).tolist()
+
+
+def states_by_node(reader, question):
+    """The reader from its definition, a node and a head at a time: last states [N, D]."""
+    columns = [np.array([column]) for column in question[:4]]
+    link = core.link_nodes(*columns)[0]
+    kind = question.node_type
+    words = words_by_node(question)
+
+    def said(node):
+        return sum(
+            reader.embed.word.weight[bag].mean(0) @ reader.embed.slot[slot]
+            for slot, bag in words[node].items()
+        )
+
+    rows = []
+    for node in range(len(kind)):
+        row = said(node) + reader.node_type.weight[kind[node]]
+        if question.entity[node] == question.start:
+            row = row + reader.inject(said(0))
+        rows.append(row)
+    x = torch.stack(rows)
+    bias = reader.link_bias.view(len(core.LINKS), len(core.NODE_TYPES), len(core.NODE_TYPES), -1)
+    for layer in reader.layers:
+        query, key, value = layer.inputs(layer.norm1(x)).view(len(kind), 3, 2, -1).unbind(1)
+        mixed = []
+        for target in range(len(kind)):
+            sources = link[target].nonzero()[0]
+            logits = (query[target] * key[sources]).sum(-1) / math.sqrt(key.shape[2])
+            at = (link[target, sources], kind[target], [kind[source] for source in sources])
+            weight = (logits + bias[at]).softmax(0)
+            mixed.append((weight[..., None] * value[sources]).sum(0).flatten())
+        x = x + layer.out(torch.stack(mixed))
+        x = x + layer.last(layer.first(layer.norm2(x)).relu())
+    return reader.norm(x)
+
+
+def test_question_reader_against_its_definition():
+    questions = mixed_questions()
+    reader = question_reader()
+    logits = reader(question_batch(questions))
+    for question, row in zip(questions, logits, strict=True):
+        scores = reader.readout(states_by_node(reader, question)).squeeze(1)
+        chosen = [n for n, kind in enumerate(question.node_type) if kind == core.CANDIDATE]
+        torch.testing.assert_close(row[chosen], scores[chosen])
+        others = torch.ones(len(row), dtype=torch.bool)
+        others[chosen] = False
+        assert (row[others] == -math.inf).all()
+
+
+def test_questions_of_a_batch_and_their_padding_leak_nothing():
+    questions = mixed_questions()
+    reader = question_reader()
+    logits = reader(question_batch(questions))
+    for q, question in enumerate(questions):
+        alone = reader(question_batch([question]))
+        torch.testing.assert_close(alone[0], logits[q, : alone.shape[1]])
+    changed = list(questions)
+    changed[1] = changed[1]._replace(word=changed[1].word[::-1])
+    assert moved_rows(reader(question_batch(changed)), logits) == [False, True, False, False]
+
+
+def test_the_reader_reads_query_start_and_passages_alone_through_links():
+    questions = mixed_questions()
+    reader = question_reader()
+    logits = reader(question_batch(questions))
+    asked = [
+        word + 1 if node == 0 else word
+        for word, node in zip(questions[1].word, questions[1].node, strict=True)
+    ]
+    for change in (
+        {"word": tuple(asked)},
+        {"start": questions[1].answer},
+        {"sentence": questions[1].sentence[::-1]},
+    ):
+        changed = [questions[0], questions[1]._replace(**change), *questions[2:]]
+        assert moved_rows(reader(question_batch(changed)), logits) == [False, True, False, False]
+    batch = question_batch(questions)
+    x = torch.randn(*batch.shape, 8, dtype=torch.float64)
+    far = torch.where(batch.link[0, 5, :, None] == core.NO_LINK, torch.randn_like(x[0]), x[0])
+    layer = reader.layers[0]
+    bias = reader.attention_bias(batch)
+    one = layer(x, bias, batch)[0, 5]
+    other = layer(torch.cat([far[None], x[1:]]), bias, batch)[0, 5]
+    assert torch.equal(one, other)
+
+
+def test_shared_layers_are_counted_once():
+    layer = core.GraphLayer(8, 2)
+    linear = 9 * 24 + 9 * 8 + 9 * 16 + 17 * 8
+    own = 50 * 8 + core.SLOTS * 64 + len(core.NODE_TYPES) * 8 + 72
+    rest = len(core.LINKS) * len(core.NODE_TYPES) ** 2 * 2 + 16 + 9
+    for depth in (1, 3):
+        reader = core.QuestionReader(50, 8, 2, [layer] * depth)
+        assert len(reader.layers) == depth
+        assert sum(p.numel() for p in reader.parameters()) == 32 + linear + own + rest
+
+
+def reader_and_batches(seed, dim=8, hops=(1, 2)):
+    source = core.QuestionSource(SMALL_WORLD, hops)
+    with core.initialised_from(seed):
+        reader = core.QuestionReader(len(source.words), dim, 2, [core.GraphLayer(dim, 2)] * 2)
+    rng = core.stream(seed, "train")
+    batches = (core.QuestionBatch(source.draw(rng, 16)) for _ in itertools.count())
+    return source, reader, batches
+
+
+def test_training_a_reader_is_plain_adamw_and_repeats():
+    source, reader, batches = reader_and_batches(3)
+    validation = {"1 hop": [core.QuestionBatch(source.held_out("val", 30)[1])]}
+    history = core.train_reader(reader, batches, steps=20, lr=0.02, validation=validation, points=4)
+    _, plain, batches = reader_and_batches(3)
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    losses = []
+    right = []
+    for step in range(21):
+        if step % 5 == 0:
+            batch = validation["1 hop"][0]
+            right.append(float((plain(batch).argmax(1) == batch.answer).float().mean()))
+        batch = next(batches)
+        loss = -plain(batch).log_softmax(1)[torch.arange(16), batch.answer].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = 0.02 * min((step + 1) / 100, (20 - step) / 6)
+        losses.append(loss.item())
+        optimizer.step()
+    np.testing.assert_allclose(history["loss"], losses[:20], rtol=1e-4)
+    np.testing.assert_allclose(history["1 hop"], right, atol=0.04)
+    _, again, batches = reader_and_batches(3)
+    repeated = core.train_reader(again, batches, steps=20, lr=0.02)
+    assert np.array_equal(repeated["loss"], history["loss"])
+    assert all(map(torch.equal, again.state_dict().values(), reader.state_dict().values()))
+
+
+def test_one_hop_is_learned():
+    source, reader, batches = reader_and_batches(0, dim=32, hops=(1,))
+    held_out = source.held_out("test", 100)[1]
+    core.train_reader(reader, batches, steps=150, lr=1e-2)
+    right = core.answered(reader, [core.QuestionBatch(held_out)]).float().mean()
+    assert right > np.mean([one.query_blind for one in held_out]) + 0.3
 
 
 # Life's data and logic gates

@@ -4,6 +4,7 @@ import argparse
 import atexit
 import importlib
 import itertools
+import json
 import math
 import os
 import pickle
@@ -23,6 +24,7 @@ import core
 import exp_attention_ablation as ablation
 import exp_attention_confound as confound
 import exp_attention_fair as fair
+import exp_attention_graphs as attention_graphs
 import exp_coloring_edges as coloring
 import exp_complexity as complexity
 import exp_content_ceiling as content_ceiling
@@ -37,6 +39,7 @@ import exp_logic_circuit as circuit
 import exp_logic_gates as logic_gates
 import exp_logic_relu as relu
 import exp_logic_start as logic_start
+import exp_masked_entities as masked_entities
 import exp_masking as masking
 import exp_palindrome as palindrome
 import exp_path_attention as path_attention
@@ -46,9 +49,12 @@ import exp_pattern_memory as pattern_memory
 import exp_pattern_stats as pattern_stats
 import exp_pattern_templates as templates
 import exp_pyramid_edges
+import exp_query_node as query_node
+import exp_sparse_scaling as sparse_scaling
 import exp_speed
+import exp_type_weights as type_weights
 from exp_path_attention import PyramidPairs
-from test_core import GRAPHS, NUMBERS, exact_powers, exact_vectors
+from test_core import GRAPHS, NUMBERS, exact_powers, exact_vectors, moved_rows
 
 import numpy as np
 import pytest
@@ -56,14 +62,11 @@ import torch
 import torch.nn.functional as F
 from scipy import special
 from scipy.spatial import distance
+from torch.utils.flop_counter import FlopCounterMode
 
 torch.set_num_threads(1)  # tests run side by side
 
-SCRIPTS = [
-    path
-    for path in sorted(core.REPOSITORY.glob("exp_*.py"))
-    if not re.search(r"^import core_old", path.read_text(encoding="utf-8"), re.MULTILINE)
-]
+SCRIPTS = sorted(core.REPOSITORY.glob("exp_*.py"))
 by_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 
 # Where the results are shares of nodes, the tiny model has to learn for a flag to matter
@@ -92,6 +95,23 @@ LANGUAGE_EFFECTS = {
     "lr": ({}, 1e-2),
     "text": ({}, core.text_source(core.__file__)),
 }
+# A user's questions, of 1 and of 2 hops on either side of the split
+OWN_FOLDER = tempfile.TemporaryDirectory()
+OWN_ROWS = [
+    {
+        "start": "Zoe\u0308",
+        "relations": ["was born in", "lies in"][: 1 + i % 2],
+        "answer": ["Málaga", "Spain"][i % 2],
+        "candidates": ["Málaga", "Spain", "Oslo"],
+        "entities": [f"person {i}"],
+        "passages": [f"Zoë was born in Málaga. She knows person {i}.", "Málaga lies in Spain."],
+    }
+    for i in range(12)
+]
+OWN_PATH = Path(OWN_FOLDER.name) / "own.jsonl"
+OWN_PATH.write_text("\n".join(map(json.dumps, OWN_ROWS)), encoding="utf-8")
+OWN_QUESTIONS = core.input_file(str(OWN_PATH))
+
 # For every flag of every script: settings under which it matters, and the value to change to
 EFFECTS = {
     "exp_attention_ablation": {
@@ -124,6 +144,15 @@ EFFECTS = {
         "logit_bias": ({"attn_activ": "sigmoid"}, "log-n"),
         "output": ({}, "norm"),
         **LANGUAGE_EFFECTS,
+    },
+    "exp_attention_graphs": {
+        "hops": ({}, (1,)),
+        "layers": ({}, 1),
+        "dim": ({}, 12),
+        "lr": ({}, 1e-1),
+        "steps": ({}, 0),
+        "batch": ({}, 5),
+        "test_questions": ({}, 12),
     },
     "exp_coloring_edges": {
         "model": ({}, "bias-only"),
@@ -305,6 +334,16 @@ EFFECTS = {
         "batch": ({}, 16),
         "steps": ({}, 30),
     },
+    "exp_masked_entities": {
+        "hidden": ({}, "entity-named"),
+        "pretraining": ({"hidden": "entity-chosen"}, 12),
+        "restated": ({}, 3),
+        "layers": ({}, 2),
+        "dim": ({}, 12),
+        "steps": ({}, 12),
+        "test_questions": ({}, 15),
+        "questions": ({}, OWN_QUESTIONS),
+    },
     "exp_masking": {
         "mixing": ({}, "softmax"),
         "mask": ({}, "-1"),
@@ -388,6 +427,19 @@ EFFECTS = {
         "sweeps": ({}, 8),
     },
     "exp_pyramid_edges": {"base": ({}, 4), "receptive_field": ({}, 1), "float32": ({}, "off")},
+    "exp_query_node": {
+        "query": ({}, "start"),
+        "context": ({}, "encoded"),
+        "mark_start": ({}, "yes"),
+        "hops": ({}, (1, 2, 3)),
+        "layers": ({}, 1),
+        "dim": ({}, 12),
+        "lr": ({}, 1e-1),
+        "steps": ({}, 12),
+        "batch": ({}, 5),
+        "test_questions": ({}, 30),
+        "questions": ({"context": "encoded"}, OWN_QUESTIONS),
+    },
     "exp_receptive_field": {
         "mixing": ({}, "softmax"),
         "powers": ({}, (0, 1, 2)),
@@ -411,6 +463,26 @@ EFFECTS = {
         "netlist": ({"operation": "life"}, inverted_twice(exp_speed.NETLIST)),
         "epochs": ({"operation": "processes"}, 30),
         "rounds": ({}, 4),
+    },
+    "exp_sparse_scaling": {
+        "system": ({}, "reader"),
+        "nodes": ({}, 30),
+        "links": ({}, 7.0),
+        "facts": ({"system": "reader"}, 16),
+        "restated": ({"system": "reader"}, 6),
+    },
+    "exp_type_weights": {
+        "weights": ({}, "own"),
+        "match": ({"weights": "own"}, "parameters"),
+        "types": ({}, "unknown"),
+        "hops": ({}, (1, 2, 3)),
+        "layers": ({}, 1),
+        "dim": ({}, 12),
+        "lr": ({}, 1e-1),
+        "steps": ({}, 24),
+        "batch": ({}, 5),
+        "test_questions": ({}, 30),
+        "questions": ({}, OWN_QUESTIONS),
     },
 }
 
@@ -3758,3 +3830,404 @@ def test_a_limit_is_above_0(text):
         blowup.limit(text)
     assert blowup.limit("inf") == math.inf
     assert blowup.limit("0.5") == 0.5
+
+
+# exp_query_node, exp_type_weights and exp_attention_graphs
+
+
+def drawn_questions(count=2, hops=2, seed=0):
+    world = core.World(entities=5, facts=9, passages=3, candidates=3, names=12)
+    return core.draw_questions(np.random.default_rng(seed), count, hops, world)
+
+
+def own_question(row=0):
+    return core.QuestionFile(OWN_PATH).training[row]
+
+
+def placed(**changes):
+    """A config of exp_query_node, a reader for it with random weights, and its batch maker."""
+    config = argparse.Namespace(**base_settings(query_node) | changes)
+    with core.initialised_from(0):
+        reader = query_node.PlacedReader(205, config)
+        torch.nn.init.normal_(reader.link_bias)
+
+    def batch(questions):
+        return query_node.PlacedBatch(questions, config, "cpu")
+
+    return reader, batch
+
+
+PLACES = [
+    *({"query": query} for query in ("node", "start", "all", "none")),
+    {"context": "encoded"},
+    {"context": "bag"},
+    {"mark_start": "yes"},
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_each_place_of_the_query_reads_what_it_says(place):
+    questions = [*drawn_questions(), own_question()]
+    reader, batch = placed(**place)
+    logits = reader(batch(questions))
+    question = questions[1]
+    asked = np.array(question.word) + (np.array(question.node) == 0)
+    for change, reads in (
+        ({"word": tuple(asked.tolist())}, place != {"query": "none"}),
+        ({"start": question.answer}, place in ({"query": "start"}, {"mark_start": "yes"})),
+    ):
+        changed = [questions[0], question._replace(**change), questions[2]]
+        assert moved_rows(reader(batch(changed)), logits) == [False, reads, False]
+    for q, one in enumerate(questions):  # nothing leaks from the others and their padding
+        alone = reader(batch([one]))
+        chosen = batch([one]).is_candidate[0].nonzero()[:, 0]
+        torch.testing.assert_close(alone[0, chosen], logits[q, chosen])
+
+
+@pytest.mark.parametrize("context", ["none", "encoded", "bag"])
+def test_query_and_context_nodes_are_joined_as_they_are_said_to(context):
+    questions = [*drawn_questions(1), own_question()]
+    _, batch = placed(context=context)
+    plain = core.QuestionBatch(questions).link
+    made = batch(questions)
+    for q, question in enumerate(questions):
+        n = len(question.node_type)
+        link = made.link[q]
+        homes = [i for i, kind in enumerate(question.node_type) if kind == core.PASSAGE]
+        others = range(1, n + (len(homes) if context != "none" else 0))
+        assert all(link[0, i] == link[i, 0] == core.LINKS.index("query") for i in others)
+        assert torch.equal(link[1:n, 1:n], plain[q, 1:n, 1:n])
+        if context == "none":
+            continue
+        for new, home in enumerate(homes, n):
+            mentions = [i for i, passage in enumerate(question.passage) if passage == home]
+            contexts = [i for i in others if i >= n]
+            joined = mentions if context == "bag" else [*range(1, n), *contexts]
+            expected = torch.zeros(link.shape[0], dtype=torch.int64)
+            expected[joined] = core.LINKS.index("context")
+            expected[0] = core.LINKS.index("query")
+            expected[new] = core.SELF
+            assert torch.equal(link[new], expected)
+            assert torch.equal(link[:, new], expected)
+
+
+def test_a_context_node_holds_the_query_in_the_light_of_its_passage():
+    questions = [*drawn_questions(1, 1), own_question(1)]
+    reader, batch = placed(context="encoded")
+    made = batch(questions)
+    context = made.node_type == core.CONTEXT
+    states = reader.encode(reader.embed.word, made, context)
+    row = 0
+    for question in questions:
+        words = {}
+        for word, node in zip(question.word, question.node, strict=True):
+            words.setdefault(node, []).append(word)
+        for home in [i for i, kind in enumerate(question.node_type) if kind == core.PASSAGE]:
+            asked, text = words[0], words[home]
+            position = reader.encode.position
+            x = reader.embed.word(torch.tensor(asked + text))
+            x = x + torch.cat([position[0, : len(asked)], position[1, : len(text)]])
+            x = x[None]
+            for layer in reader.encode.layers:
+                x = layer(x, torch.zeros(1, 1, 1, 1), None)
+            torch.testing.assert_close(states[row], x[0, : len(asked)].mean(0))
+            row += 1
+    assert row == len(states)
+
+
+def test_own_weights_are_a_linear_layer_for_each_type():
+    batch = core.QuestionBatch([*drawn_questions(), own_question()])
+    layer = type_weights.TypeLinear(6, 4)
+    x = torch.randn(*batch.shape, 6)
+    found = layer(x, batch.node_type)
+    for q, n in np.ndindex(*batch.shape):
+        part = layer.parts[type_weights.TYPES.index(batch.node_type[q, n])]
+        torch.testing.assert_close(found[q, n], part(x[q, n]))
+
+
+def test_own_weights_that_are_equal_are_shared_ones():
+    config = argparse.Namespace(**base_settings(type_weights))
+    batch = core.QuestionBatch(drawn_questions())
+    shared = type_weights.make_reader(20, "shared", 8, config)
+    own = type_weights.make_reader(20, "own", 8, config)
+    state = shared.state_dict()
+    kept = {re.sub(r"\.parts\.\d+", "", name): name for name in own.state_dict()}
+    assert set(kept) == set(state)
+    copied = {name: state[re.sub(r"\.parts\.\d+", "", name)] for name in own.state_dict()}
+    own.load_state_dict(copied)
+    torch.testing.assert_close(own(batch), shared(batch))
+
+
+def test_matched_width_has_as_many_parameters():
+    config = argparse.Namespace(**base_settings(type_weights) | {"dim": 64})
+
+    def count(weights, dim):
+        reader = type_weights.make_reader(200, weights, dim, config)
+        return sum(p.numel() for p in reader.parameters())
+
+    width = type_weights.matched_width(200, config)
+    goal = count("shared", 64)
+    assert width % 4 == 0
+    assert abs(count("own", width) / goal - 1) < 0.15
+    for other in (width - 4, width + 4):
+        assert abs(count("own", other) - goal) > abs(count("own", width) - goal)
+
+
+def watched(count=3, hops=2):
+    config = argparse.Namespace(**base_settings(type_weights))
+    batch = core.QuestionBatch([*drawn_questions(count, hops), own_question()])
+    with core.initialised_from(0):
+        reader = type_weights.make_reader(205, "shared", 8, config)
+    return reader, batch, attention_graphs.watch(reader, batch)
+
+
+def test_attention_is_watched_where_it_is_mixed():
+    reader, batch, weights = watched()
+    assert weights.shape == (2, 4, 4, *batch.link.shape[1:])
+    real = batch.link.diagonal(dim1=1, dim2=2) == core.SELF
+    kept = (batch.link != core.NO_LINK)[:, None]
+    assert not (weights * (~kept & real[:, None, :, None])).any()
+    totals = weights.sum(-1).transpose(2, 3)[:, real]
+    torch.testing.assert_close(totals, torch.ones_like(totals))
+    x = reader.first_states(batch)
+    layer = reader.layers[0]
+    _, value = layer.attend(x, reader.attention_bias(batch), batch)
+    mixed = (weights[0] @ value).transpose(1, 2).flatten(2)
+    x = x + layer.out(mixed)
+    x = x + layer.last(layer.first(layer.norm2(x)).relu())
+    torch.testing.assert_close(
+        x, layer(reader.first_states(batch), reader.attention_bias(batch), batch)
+    )
+
+
+def test_flow_is_what_runs_from_start_to_answer_through_a_link():
+    _, batch, weights = watched()
+    mean = weights.mean(2)
+    found = attention_graphs.answer_flow(mean, batch).double().numpy()
+    for q in range(len(found)):
+        layers = mean[:, q].double().numpy()
+        steps = [(np.eye(len(one)) + one) / 2 for one in layers]
+        expected = 0
+        for number, layer in enumerate(layers):
+            before = batch.is_start[q].double().numpy()
+            for step in steps[:number]:
+                before = step @ before
+            after = np.eye(len(layer))[batch.answer[q]]
+            for step in steps[:number:-1]:
+                after = after @ step
+            expected = expected + after[:, None] * layer * before
+        np.testing.assert_allclose(found[q], expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_the_chain_leads_from_the_start_to_the_answer(hops):
+    batch = core.QuestionBatch(drawn_questions(5, hops))
+    chain = attention_graphs.chain_of(batch) * (batch.link > core.SELF)
+    for q, question in enumerate(batch.questions):
+        links = (chain[q] == 1).nonzero().tolist()
+        leads = {source: target for target, source in links}
+        assert len(links) == len(leads) == 2 * hops
+        node = next(source for source in leads if source not in leads.values())
+        assert question.entity[node] == question.start
+        for _ in range(2 * hops):
+            node = leads[node]
+        assert node == question.answer
+        for target, source in (chain[q] == -1).nonzero().tolist():
+            assert batch.link[q, target, source] == core.LINKS.index("entity")
+            assert question.step[target] or question.step[source]
+
+
+def test_auc_by_edge_type_against_pairs():
+    generator = torch.Generator().manual_seed(0)
+    value = torch.randint(5, (60,), generator=generator).float()
+    chain = torch.randint(-1, 2, (60,), generator=generator)
+    edge_type = torch.randint(3, (60,), generator=generator)
+    total, count = 0, 0
+    for i in (chain == 1).nonzero()[:, 0]:
+        others = value[(chain == 0) & (edge_type == edge_type[i])]
+        total += float(((value[i] > others).float() + (value[i] == others).float() / 2).mean())
+        count += 1
+    found = attention_graphs.auc(value, chain, edge_type)
+    assert found == pytest.approx(total / count, abs=1e-6)
+
+
+def test_the_strongest_links_of_each_question_are_cut_and_put_back():
+    group = np.array([0, 1, 0, 1, 1, 0])
+    value = np.array([3.0, 1.0, 5.0, 2.0, 9.0, 4.0])
+    assert attention_graphs.place_in_group(group, value).tolist() == [2, 2, 0, 1, 0, 1]
+    reader, batch, _ = watched()
+    link = batch.link.clone()
+    cut = (batch.link > core.SELF).nonzero(as_tuple=True)
+    seen = []
+    reader.forward = lambda given: seen.append(given.link.clone()) or given.is_candidate.float()
+    attention_graphs.accuracy_without(reader, batch, cut)
+    attention_graphs.accuracy_without(reader, batch)
+    assert set(seen[0].unique().tolist()) == {core.NO_LINK, core.SELF}
+    assert torch.equal(seen[1], link)
+    assert torch.equal(batch.link, link)
+
+
+def test_edge_types_have_names():
+    number = core.LINKS.index("sentence") * 49 + core.OBJECT * 7 + core.SUBJECT
+    assert attention_graphs.edge_type_name(number) == "subject to object (sentence)"
+
+
+# exp_sparse_scaling
+
+
+def random_attention(nodes=30, density=0.2):
+    """Inputs in float64 that have gradients, and Pairs."""
+    rng = np.random.default_rng(0)
+    keep = torch.from_numpy(rng.random((nodes, nodes)) < density).fill_diagonal_(True)
+    inputs = torch.from_numpy(rng.standard_normal((3, nodes, sparse_scaling.HEADS, 5)))
+    return [x.requires_grad_() for x in inputs], sparse_scaling.join_pairs(keep)
+
+
+def attention_by_node(query, key, value, keep):
+    """A softmax for each node and head, from its definition."""
+    out = []
+    for node, joined in enumerate(keep):
+        logits = (query[node] * key[joined]).sum(2)
+        weight = logits.exp() / logits.exp().sum(0)
+        out.append((weight[:, :, None] * value[joined]).sum(0))
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("name", ["plain", "fused", "edge list", "CSR"])
+def test_attention_is_a_softmax_per_node(name):
+    inputs, pairs = random_attention()
+    out = sparse_scaling.IMPLEMENTATIONS[name](*inputs, pairs)
+    expected = attention_by_node(*inputs, pairs.keep)
+    torch.testing.assert_close(out, expected)
+    slope = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(0))
+    found = torch.autograd.grad(out, inputs, slope)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, inputs, slope))
+
+
+def test_large_logits_along_links_do_not_overflow():
+    inputs, pairs = random_attention()
+    with torch.no_grad():
+        inputs[0].mul_(1e4)
+    plain, edge_list = (
+        sparse_scaling.IMPLEMENTATIONS[name](*inputs, pairs) for name in ("plain", "edge list")
+    )
+    torch.testing.assert_close(edge_list, plain)
+
+
+def test_a_reader_along_links_is_the_reader():
+    questions = [*drawn_questions(), own_question()]
+    batch = core.QuestionBatch(questions)
+    batch.pairs = sparse_scaling.join_pairs(batch.link != core.NO_LINK)
+    found = []
+    for make_reader, make_layer in (
+        (core.QuestionReader, core.GraphLayer),
+        (sparse_scaling.LinkReader, sparse_scaling.LinkLayer),
+    ):
+        with core.initialised_from(0):
+            layers = [make_layer(8, sparse_scaling.HEADS) for _ in range(2)]
+            reader = make_reader(300, 8, sparse_scaling.HEADS, layers)
+            torch.nn.init.normal_(reader.link_bias)
+        logits = reader(batch)
+        loss = F.cross_entropy(logits, batch.answer)
+        found.append([logits, *torch.autograd.grad(loss, list(reader.parameters()))])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def test_flops_along_links_against_a_count_of_every_product():
+    """Elementwise products and sums of [E, H, D/H], counted one by one."""
+
+    def outputs(*shapes, out_shape=None, **others):
+        return math.prod(out_shape)
+
+    def inputs(shape, *others, **more):
+        return math.prod(shape)
+
+    def sources(shape, dim, index, source, *others, **more):
+        return math.prod(source)
+
+    aten = torch.ops.aten
+    counted = {
+        aten.mul: outputs, aten.sum: inputs, aten.index_add: sources, aten.index_add_: sources
+    }  # fmt: skip
+    settings = base_settings(sparse_scaling) | {"nodes": 60, "links": 20.0}
+    calls, pairs, _ = sparse_scaling.attention_calls(argparse.Namespace(**settings), 0)
+    with FlopCounterMode(display=False, custom_mapping=counted) as counter:
+        calls["edge list"]()
+    links = len(pairs.target)
+    found = sparse_scaling.count_flops(calls, "edge list", 60, links)
+    assert found == pytest.approx(counter.get_total_flops(), rel=0.1)  # the softmax is small
+    assert (
+        found
+        == 12 * links * sparse_scaling.DIM
+        == sparse_scaling.count_flops(calls, "CSR", 60, links)
+    )
+    assert sparse_scaling.count_flops(calls, "plain", 60, links) == 12 * 60**2 * sparse_scaling.DIM
+
+
+def test_peak_memory_of_known_calls():
+    assert sparse_scaling.peak_memory(lambda: torch.ones(1000).neg().neg()) == 8000
+    assert sparse_scaling.peak_memory(lambda: [torch.ones(1000) for _ in range(5)]) == 20_000
+
+
+# exp_masked_entities
+
+
+def test_a_hidden_name_is_told_nowhere():
+    """Another name in its place, in sentence and passage, leaves no trace."""
+    for seed, question in enumerate([*drawn_questions(6), own_question()]):
+        after, hidden = masked_entities.hide_mention(question, np.random.default_rng(seed))
+        word = np.array(question.word)
+        node = np.array(question.node)
+        slot = np.array(question.slot)
+        passage = np.array(question.passage)
+        own = (node == after.start) & (slot == core.NAME)
+        assert hidden in word[own]
+        told = (passage[node] == passage[after.start]) & (slot == core.TEXT)
+        for gone in word[own]:
+            here = (own | told) & (word == gone)
+            other = question._replace(word=tuple(np.where(here, 1234, word).tolist()))
+            again, _ = masked_entities.hide_mention(other, np.random.default_rng(seed))
+            assert again == after
+
+
+def test_a_hidden_mention_is_asked_for_and_has_no_link_to_its_entity():
+    for seed, question in enumerate([*drawn_questions(6), own_question()]):
+        after, _ = masked_entities.hide_mention(question, np.random.default_rng(seed))
+        batch = core.QuestionBatch([after])
+        assert after.answer == question.entity[after.start]
+        assert batch.is_candidate[0, after.answer]
+        assert batch.is_start[0].nonzero().tolist() == [[after.start]]
+        joined = {core.LINKS[number] for number in batch.link[0, after.start].tolist()}
+        assert joined <= {"none", "self", "passage", "sentence"}
+        query = [w for w, node in zip(after.word, after.node, strict=True) if node == 0]
+        assert set(query) == {core.MASKED_WORD}
+        others = [node for node in range(len(after.entity)) if node != after.start]
+        assert [after.entity[node] for node in others] == [question.entity[node] for node in others]
+
+
+def test_a_namer_reads_the_state_of_the_hidden_mention():
+    rng = np.random.default_rng(0)
+    batch = core.QuestionBatch(
+        [masked_entities.hide_mention(q, rng)[0] for q in drawn_questions(4)]
+    )
+    reader = core.QuestionReader(300, 8, 2, [core.GraphLayer(8, 2)])
+    namer = masked_entities.WordNamer(reader, 8)
+    states = reader.last_states(batch)
+    for graph, question in enumerate(batch.questions):
+        logits = namer.head(states[graph, question.start]) @ reader.embed.word.weight.T
+        torch.testing.assert_close(namer(batch)[graph], logits)
+
+
+def test_passages_that_name_no_candidate_are_refused():
+    row = OWN_ROWS[0] | {"passages": ["Zoë paints.", "It rains."]}
+    with pytest.raises(core.UsageError, match="name no candidate"):
+        masked_entities.hide_mention(core.read_question(row), np.random.default_rng(0))
+
+
+def test_a_seed_draws_the_same_labelled_questions_after_every_pretraining():
+    questions = drawn_questions(5)
+    batches = masked_entities.repeat_questions(questions, core.stream(0, "train"), "cpu")
+    first, second = next(batches), next(batches)
+    assert sorted(first.questions) == sorted(second.questions) == sorted(questions)
+    again = masked_entities.repeat_questions(questions, core.stream(0, "train"), "cpu")
+    assert next(again).questions == first.questions
