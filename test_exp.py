@@ -335,8 +335,8 @@ EFFECTS = {
         "steps": ({}, 30),
     },
     "exp_masked_entities": {
-        "hidden": ({}, "entity-named"),
-        "pretraining": ({"hidden": "entity-chosen"}, 12),
+        "masked": ({}, "entity-named"),
+        "pretraining": ({"masked": "entity-chosen"}, 12),
         "restated": ({}, 3),
         "layers": ({}, 2),
         "dim": ({}, 12),
@@ -3860,7 +3860,6 @@ def placed(**changes):
 PLACES = [
     *({"query": query} for query in ("node", "start", "all", "none")),
     {"context": "encoded"},
-    {"context": "bag"},
     {"mark_start": "yes"},
 ]
 
@@ -3884,7 +3883,7 @@ def test_each_place_of_the_query_reads_what_it_says(place):
         torch.testing.assert_close(alone[0, chosen], logits[q, chosen])
 
 
-@pytest.mark.parametrize("context", ["none", "encoded", "bag"])
+@pytest.mark.parametrize("context", ["none", "encoded"])
 def test_query_and_context_nodes_are_joined_as_they_are_said_to(context):
     questions = [*drawn_questions(1), own_question()]
     _, batch = placed(context=context)
@@ -3899,19 +3898,16 @@ def test_query_and_context_nodes_are_joined_as_they_are_said_to(context):
         assert torch.equal(link[1:n, 1:n], plain[q, 1:n, 1:n])
         if context == "none":
             continue
-        for new, home in enumerate(homes, n):
-            mentions = [i for i, passage in enumerate(question.passage) if passage == home]
-            contexts = [i for i in others if i >= n]
-            joined = mentions if context == "bag" else [*range(1, n), *contexts]
+        for new in range(n, n + len(homes)):
             expected = torch.zeros(link.shape[0], dtype=torch.int64)
-            expected[joined] = core.LINKS.index("context")
+            expected[list(others)] = core.LINKS.index("context")
             expected[0] = core.LINKS.index("query")
             expected[new] = core.SELF
             assert torch.equal(link[new], expected)
             assert torch.equal(link[:, new], expected)
 
 
-def test_a_context_node_holds_the_query_in_the_light_of_its_passage():
+def test_a_context_node_holds_the_query_encoded_with_its_passage():
     questions = [*drawn_questions(1, 1), own_question(1)]
     reader, batch = placed(context="encoded")
     made = batch(questions)
@@ -4172,27 +4168,27 @@ def test_peak_memory_of_known_calls():
 # exp_masked_entities
 
 
-def test_a_hidden_name_is_told_nowhere():
+def test_the_names_of_masked_entities_are_stated_nowhere():
     """Another name in its place, in sentence and passage, leaves no trace."""
     for seed, question in enumerate([*drawn_questions(6), own_question()]):
-        after, hidden = masked_entities.hide_mention(question, np.random.default_rng(seed))
+        after, name = masked_entities.mask_mention(question, np.random.default_rng(seed))
         word = np.array(question.word)
         node = np.array(question.node)
         slot = np.array(question.slot)
         passage = np.array(question.passage)
         own = (node == after.start) & (slot == core.NAME)
-        assert hidden in word[own]
-        told = (passage[node] == passage[after.start]) & (slot == core.TEXT)
+        assert name in word[own]
+        text = (passage[node] == passage[after.start]) & (slot == core.TEXT)
         for gone in word[own]:
-            here = (own | told) & (word == gone)
+            here = (own | text) & (word == gone)
             other = question._replace(word=tuple(np.where(here, 1234, word).tolist()))
-            again, _ = masked_entities.hide_mention(other, np.random.default_rng(seed))
+            again, _ = masked_entities.mask_mention(other, np.random.default_rng(seed))
             assert again == after
 
 
-def test_a_hidden_mention_is_asked_for_and_has_no_link_to_its_entity():
+def test_masked_entities_are_the_answers_and_lose_their_links():
     for seed, question in enumerate([*drawn_questions(6), own_question()]):
-        after, _ = masked_entities.hide_mention(question, np.random.default_rng(seed))
+        after, _ = masked_entities.mask_mention(question, np.random.default_rng(seed))
         batch = core.QuestionBatch([after])
         assert after.answer == question.entity[after.start]
         assert batch.is_candidate[0, after.answer]
@@ -4205,10 +4201,10 @@ def test_a_hidden_mention_is_asked_for_and_has_no_link_to_its_entity():
         assert [after.entity[node] for node in others] == [question.entity[node] for node in others]
 
 
-def test_a_namer_reads_the_state_of_the_hidden_mention():
+def test_a_namer_reads_the_states_of_masked_entities():
     rng = np.random.default_rng(0)
     batch = core.QuestionBatch(
-        [masked_entities.hide_mention(q, rng)[0] for q in drawn_questions(4)]
+        [masked_entities.mask_mention(q, rng)[0] for q in drawn_questions(4)]
     )
     reader = core.QuestionReader(300, 8, 2, [core.GraphLayer(8, 2)])
     namer = masked_entities.WordNamer(reader, 8)
@@ -4218,13 +4214,13 @@ def test_a_namer_reads_the_state_of_the_hidden_mention():
         torch.testing.assert_close(namer(batch)[graph], logits)
 
 
-def test_passages_that_name_no_candidate_are_refused():
+def test_masked_entities_need_passages_that_name_a_candidate():
     row = OWN_ROWS[0] | {"passages": ["Zoë paints.", "It rains."]}
     with pytest.raises(core.UsageError, match="name no candidate"):
-        masked_entities.hide_mention(core.read_question(row), np.random.default_rng(0))
+        masked_entities.mask_mention(core.read_question(row), np.random.default_rng(0))
 
 
-def test_a_seed_draws_the_same_labelled_questions_after_every_pretraining():
+def test_masked_entities_leave_the_labelled_questions_of_a_seed_as_they_are():
     questions = drawn_questions(5)
     batches = masked_entities.repeat_questions(questions, core.stream(0, "train"), "cpu")
     first, second = next(batches), next(batches)
