@@ -97,13 +97,6 @@ parser.add_argument(
     help="the circuit that advances the board, as exp_logic_circuit.py writes it",
 )
 parser.add_argument(
-    "--epochs",
-    nargs="+",
-    type=core.integer(12, 100_000),
-    default=[400],
-    help="epochs of each trial that is run by one process and by two",
-)
-parser.add_argument(
     "--rounds", nargs="+", type=core.positive_int, default=[15], help="rounds that are timed"
 )
 
@@ -128,12 +121,13 @@ ARMS = {  # a run with flags takes these
 ABLATIONS = {"two trials by two processes": {"operation": "processes"}}
 COLUMNS = ["ours, ms", "plain form / ours", "reference / ours", "ours / base step"]
 ROWS = [*ARMS, *ABLATIONS]
-TINY = {"graphs": 2, "dim": 8, "length": 16, "units": 8, "board": 8, "epochs": 12, "rounds": 1}
+TINY = {"graphs": 2, "dim": 8, "length": 16, "units": 8, "board": 8, "rounds": 1}
 
 LAYERS = 4
 HEADS = 4
 POWERS = (0, 1, 2, 3, 4)
 TOKENS = 4096  # in causal attention, over all sequences
+EPOCHS = 400  # of a trial that is run by one process and by two
 CALLS = 20  # of what is too short to be timed once
 
 
@@ -527,7 +521,8 @@ def run_trials(config, seed, options, ranks=None):
         command += ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
     command += [str(Path(__file__).with_name("exp_gin_vs_gating.py")), "--no-log"]
     command += ["--arms", "GIN", "--seeds", "2", "--first-seed", str(2 * seed)]
-    command += ["--epochs", str(config.epochs), "--graphs", str(config.graphs), *options]
+    command += ["--epochs", str(EPOCHS), "--graphs", str(config.graphs)]
+    command += ["--dim", str(config.dim), *options]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         subprocess.run(

@@ -461,7 +461,6 @@ EFFECTS = {
         "units": ({"operation": "logic-layer"}, 6),
         "board": ({"operation": "life"}, 12),
         "netlist": ({"operation": "life"}, inverted_twice(exp_speed.NETLIST)),
-        "epochs": ({"operation": "processes"}, 30),
         "rounds": ({}, 4),
     },
     "exp_sparse_scaling": {
