@@ -561,7 +561,7 @@ class World(NamedTuple):
     entities    named by as many of the world's `names`
     relations   of the world
     facts       (subject, relation, object), no subject and relation twice
-    restated    facts that are told twice
+    restated    facts that are stated twice
     passages    over which the sentences are spread evenly, one fact each
     candidates  entities to choose the answer from, the answer among them
     """
@@ -697,7 +697,7 @@ def draw_facts(rng, count, hops, world):
     return np.concatenate(facts)[:count], np.concatenate(tables)[:count]
 
 
-def tell_facts(facts, steps, names, world):
+def state_facts(facts, steps, names, world):
     """Passages for `build_question` that tell these facts, one sentence each.
 
     steps: {fact: its step in the gold chain}; names: the entities' words.
@@ -719,7 +719,7 @@ def draw_questions(rng, count, hops, world):
     """
     facts, table = draw_facts(rng, count, hops, world)
     path, exists, orders = follow_chains(table, hops)
-    told = np.arange(world.facts + world.restated) % world.facts
+    stated = np.arange(world.facts + world.restated) % world.facts
     names = np.tile(np.arange(world.names), (count, 1))
     names = FIRST_WORD + rng.permuted(names, axis=1)[:, : world.entities, None]
     questions = []
@@ -736,7 +736,7 @@ def draw_questions(rng, count, hops, world):
 
         steps = {fact: i + 1 for i, fact in enumerate(zip(gold, asked, gold[1:], strict=False))}
         name = names[q].tolist()
-        passages = tell_facts(facts[q, rng.permutation(told)].tolist(), steps, name, world)
+        passages = state_facts(facts[q, rng.permutation(stated)].tolist(), steps, name, world)
         query = [[FIRST_WORD + world.names + relation] for relation in asked]
         questions.append(
             build_question(name, candidates, gold[0], gold[-1], query, passages, guesses)
@@ -751,7 +751,7 @@ class QuestionSource:
     """
 
     def __init__(self, world, hops):
-        told = world.facts + world.restated
+        stated = world.facts + world.restated
         cells = world.entities * world.relations
         least = min(world.relations, world.entities - 1, world.facts, MOST_HOPS)
         for flag, value, most in (
@@ -760,7 +760,7 @@ class QuestionSource:
             ("entities", world.entities, world.names),
             ("facts", world.facts, cells),
             ("restated", world.restated, world.facts),
-            ("passages", world.passages, told),
+            ("passages", world.passages, stated),
         ):
             if value > most:
                 raise UsageError(f"--{flag} {value}: at most {most} with the other numbers")
@@ -1275,7 +1275,7 @@ class CausalAttention(nn.Module):
         key = self.prepare(self.split_heads(key, shape))
         value = self.split_heads(F.gelu(gate) * value, shape)
         logits = query @ key.mT / math.sqrt(query.shape[-1])
-        mixed = divide_by_norm(self.weigh(logits) @ value, self.post_attn_norm, self.norm_dim)
+        mixed = divide_by_norm(self.weights(logits) @ value, self.post_attn_norm, self.norm_dim)
         return self.out(mixed.transpose(1, 2).reshape(x.shape))
 
     def split_heads(self, x, shape):
@@ -1289,7 +1289,7 @@ class CausalAttention(nn.Module):
         x = divide_by_norm(x, self.qk_norm, self.norm_dim)
         return rotate(x) if self.position == "rotary" else x
 
-    def weigh(self, logits):
+    def weights(self, logits):
         """Weights of the keys j for the queries i: [B, H, T, T], of the logits."""
         position = torch.arange(logits.shape[-1], device=logits.device)
         distance = position - position[:, None]  # j - i

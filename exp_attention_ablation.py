@@ -162,10 +162,10 @@ class WholeTensorNorms(core.CausalAttention):
 class UnmaskedAttention(core.CausalAttention):
     """The notebook's bug: tanh and no activation without position, and later bytes are seen."""
 
-    def weigh(self, logits):
+    def weights(self, logits):
         if self.attn_activ == "tanh":
             return logits.tanh()
-        return logits if self.attn_activ == "none" else super().weigh(logits)
+        return logits if self.attn_activ == "none" else super().weights(logits)
 
 
 def trial(config, seed, job):

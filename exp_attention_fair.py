@@ -157,11 +157,11 @@ class PublishedAttention(core.CausalAttention):
     def forward(self, x, shape):
         return self.output(super().forward(x, shape))
 
-    def weigh(self, logits):
+    def weights(self, logits):
         scale = self.scale
         if self.log_scale is not None:
             scale = self.log_scale.exp()[:, None, None]
-        weights = super().weigh(logits * scale - self.bias)
+        weights = super().weights(logits * scale - self.bias)
         if not self.training:
             self.sum_of_weights = weights.abs().sum(dim=-1).mean().item()
         return weights

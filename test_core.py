@@ -954,8 +954,8 @@ def test_a_drawn_question_has_one_answer_and_exact_guesses(hops, world):
         assert len(counts) == world.passages
         assert max(counts) <= min(counts) + 1
         for home in set(homes):
-            told = [sentence[:3] for sentence in sentences if sentence[3] == home]
-            assert words[home] == {core.TEXT: list(itertools.chain(*told))}
+            stated = [sentence[:3] for sentence in sentences if sentence[3] == home]
+            assert words[home] == {core.TEXT: list(itertools.chain(*stated))}
         assert len(set(named.values())) == world.entities
         assert all(2 <= name < 2 + world.names for name in named.values())
         assert all(2 + world.names <= fact[1] < 2 + world.names + world.relations for fact in facts)
@@ -1065,7 +1065,7 @@ def as_row(question):
         "answer": f"name{named[question.answer]}",
         "candidates": [f"name{named[n]}" for n in named if kinds[n] == core.CANDIDATE],
         "entities": [f"name{name}" for name in named.values()],
-        "passages": [" ".join(told) for told in passages.values()],
+        "passages": [" ".join(stated) for stated in passages.values()],
     }
 
 

@@ -699,7 +699,7 @@ def test_bias_scale_and_output_of_published_attention():
     ).eval()
     logits = torch.randn(1, 2, 5, 5)
     expected = torch.sigmoid(3.0 * logits - math.log(5)).tril()
-    torch.testing.assert_close(layer.weigh(logits), expected)
+    torch.testing.assert_close(layer.weights(logits), expected)
     assert layer.sum_of_weights == pytest.approx(expected.sum(-1).mean().item())
     plain = core.CausalAttention.forward(layer, x, (2, 5))
     torch.testing.assert_close(layer(x, (2, 5)), 0.25 * plain)
