@@ -3473,7 +3473,7 @@ def claims_table(head, judged):
 def conclude(judged):
     """One sentence per kind of claim, made of the verdicts; few claims are all named."""
     sentences = []
-    for ours, whose in ((False, "statements of the notebook"), (True, "claims of ours")):
+    for ours, noun, whose in ((False, "statement", "the notebook"), (True, "claim", "ours")):
         by_verdict = {}
         for claim, verdict, _ in judged:
             if (claim.source == OURS) == ours:
@@ -3483,9 +3483,11 @@ def conclude(judged):
             expected = verdict in VERDICTS["holds"]
             named = f" ({'; '.join(texts)})" if len(judged) <= 8 or not expected else ""
             parts.append(f"{len(texts)} {'is' if len(texts) == 1 else 'are'} {verdict}{named}")
-        if parts:
-            total = sum(len(texts) for texts in by_verdict.values())
-            sentences.append(f"Of {total} {whose} {', '.join(parts)}.")
+        total = sum(len(texts) for texts in by_verdict.values())
+        if total == 1:
+            sentences.append(f"The {noun} of {whose} {parts[0].removeprefix('1 ')}.")
+        elif total:
+            sentences.append(f"Of {total} {noun}s of {whose} {', '.join(parts)}.")
     return " ".join(sentences) or "No claim was judged."
 
 

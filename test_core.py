@@ -2872,7 +2872,7 @@ def test_the_conclusion_counts_notebook_and_ours_apart():
     text = core.conclude([(c, v, "") for c, v in zip(claims, verdicts, strict=True)])
     notebook, ours = text.split(". ")
     assert "2 " in notebook and "1 is reproduced (A)" in notebook and "1 is refuted (B)" in notebook
-    assert "1 is supported (C)" in ours
+    assert "claim of ours is supported (C)" in ours
     many = [(Claim(f"A{i}.", "6/3"), "reproduced", "") for i in range(8)]
     text = core.conclude([*many, (claims[1], "refuted", "")])
     assert "8 are reproduced, " in text and "refuted (B)" in text  # only the unexpected is named

@@ -4226,3 +4226,37 @@ def test_masked_entities_leave_the_labelled_questions_of_a_seed_as_they_are():
     assert sorted(first.questions) == sorted(second.questions) == sorted(questions)
     again = masked_entities.repeat_questions(questions, core.stream(0, "train"), "cpu")
     assert next(again).questions == first.questions
+
+
+README = (core.REPOSITORY / "README.md").read_text(encoding="utf-8")
+README_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+def test_the_experiment_in_the_readme_runs_and_writes_its_entry(tmp_path):
+    """Saved beside core.py, as a newcomer would."""
+    experiment, _ = README_BLOCKS
+    (tmp_path / "exp_gin_depth.py").write_text(experiment, encoding="utf-8")
+    shutil.copy(core.REPOSITORY / "core.py", tmp_path)
+    command = [sys.executable, "exp_gin_depth.py", "--epochs", "5", "--seeds", "2", "--jobs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    logbook = (tmp_path / "logbook.md").read_text(encoding="utf-8")
+    assert "| 2 layers |" in logbook
+    assert (tmp_path / "plots").is_dir()
+
+
+def test_the_gradient_log_in_the_readme_reads_a_model_of_ones_own():
+    _, block = README_BLOCKS
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    names = {
+        "core": core,
+        "torch": torch,
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=0.1),
+        "loss_function": torch.nn.MSELoss(),
+        "batches": [(torch.randn(8, 3), torch.randn(8, 1)) for _ in range(5)],
+    }
+    exec(block, names)
+    assert list(names["ratios"]) == [name for name, _ in model.named_parameters()]
+    assert all(len(ratio) == 5 and (ratio > 0).all() for ratio in names["ratios"].values())
