@@ -3240,7 +3240,7 @@ class Run:
 COLOURS = {"gating": "#0072B2", "softmax attention": "#D55E00", "GIN": "#009E73"}
 MORE_COLOURS = (
     "#E69F00", "#882255", "#56B4E9", "#8C564B", "#332288", "#44AA99", "#CC79A7", "#999999",
-    "#117733", "#AA4499",
+    "#117733", "#AA4499", "#BCBD22", "#000000", "#FF6F91", "#6A5ACD",
 )  # fmt: skip
 
 
@@ -3304,6 +3304,11 @@ def draw_levels(draw, levels):
         draw(value, color="black", linestyle=style, linewidth=1, label=without_math(name))
 
 
+def legend_below(axis):
+    """A legend under the axis, where it hides no data."""
+    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.21), borderaxespad=0)
+
+
 def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, levels=None):
     """Curves [T] of a metric: every seed a thin line, the mean a thick one.
 
@@ -3319,21 +3324,25 @@ def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, lev
     if not present:
         return None
     width = 4.2 * max(len(present), 2)
+    below = max(len(arms) for arms in present.values()) + len(levels or {})
+    height = 3.3 + 0.2 * below
     figure, axes = new_figure(
-        run, title, shows, columns=len(present), width=width, height=3.6, sharey=True
+        run, title, shows, columns=len(present), width=width, height=height, sharey=True
     )
     for axis, (panel, arms) in zip(axes[0], present.items(), strict=True):
+        styles = {}
         for arm in arms:
             curves = run.values(arm, metric)
             colour = arm_colour(run, arm)
+            style = styles[colour] = "--" if colour in styles else "-"
             for curve in curves[:seeds]:
-                axis.plot(curve, color=colour, linewidth=0.8, alpha=0.6)
+                axis.plot(curve, style, color=colour, linewidth=0.8, alpha=0.6)
             if seeds is None:
-                axis.plot(curves.mean(0), color=colour, linewidth=2)
-            axis.plot([], [], color=colour, linewidth=2, label=without_math(arm))
+                axis.plot(curves.mean(0), style, color=colour, linewidth=2)
+            axis.plot([], [], style, color=colour, linewidth=2, label=without_math(arm))
         draw_levels(axis.axhline, levels)
         axis.set(title=without_math(panel), xlabel=x)
-        axis.legend(fontsize=9)
+        legend_below(axis)
     axes[0, 0].set_ylabel(y)
     return figure
 
@@ -3352,14 +3361,14 @@ def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="lin
     axis = axes[0, 0]
     for row, arm in enumerate(arms):
         values = run.values(arm, metric)
-        axis.plot(values, [row] * len(values), "o", color="#0072B2", alpha=0.5, markersize=5)
+        colour = arm_colour(run, arm)
+        axis.plot(values, [row] * len(values), "o", color=colour, alpha=0.6, markersize=5)
         axis.plot(values.mean(), row, "|", color="black", markersize=16, markeredgewidth=2.5)
+    axis.set(xlabel=x, yticks=range(len(arms)), xscale=scale, ylim=(len(arms) - 0.5, -0.5))
+    axis.set_yticklabels([without_math(arm) for arm in arms])
     draw_levels(axis.axvline, levels)
     if levels:
-        axis.legend(fontsize=9)
-    axis.set(xlabel=x, yticks=range(len(arms)), xscale=scale)
-    axis.set_yticklabels([without_math(arm) for arm in arms])
-    axis.invert_yaxis()
+        axis.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
     return figure
 
 
