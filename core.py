@@ -3304,9 +3304,10 @@ def draw_levels(draw, levels):
         draw(value, color="black", linestyle=style, linewidth=1, label=without_math(name))
 
 
-def legend_below(axis):
+def legend_below(axis, columns=1):
     """A legend under the axis, where it hides no data."""
-    axis.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.21), borderaxespad=0)
+    place = {"loc": "upper left", "bbox_to_anchor": (0, -0.21), "borderaxespad": 0}
+    axis.legend(fontsize=9, ncols=columns, **place)
 
 
 def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, levels=None):
@@ -3325,7 +3326,8 @@ def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, lev
         return None
     width = 4.2 * max(len(present), 2)
     below = max(len(arms) for arms in present.values()) + len(levels or {})
-    height = 3.3 + 0.2 * below
+    columns = 2 if len(present) == 1 else 1  # of the legend
+    height = 3.3 + 0.2 * math.ceil(below / columns)
     figure, axes = new_figure(
         run, title, shows, columns=len(present), width=width, height=height, sharey=True
     )
@@ -3342,7 +3344,7 @@ def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, lev
             axis.plot([], [], style, color=colour, linewidth=2, label=without_math(arm))
         draw_levels(axis.axhline, levels)
         axis.set(title=without_math(panel), xlabel=x)
-        legend_below(axis)
+        legend_below(axis, columns)
     axes[0, 0].set_ylabel(y)
     return figure
 
