@@ -623,18 +623,18 @@ CLAIMS = [
         Check("test score", above=88.66, arm="full network"),
     ),
     Claim(
-        "It reaches 93 with fewer than 500,000 parameters",
+        "The trained network reaches 93 with fewer than 500,000 parameters",
         OURS,
         Check("test score", above=93, arm="full network"),
         Check("parameters", below=5e5, arm="full network"),
     ),
     Claim(
-        "On fresh patterns it is worse than the limit of a rule without memory",
+        "On fresh patterns the trained network is worse than the limit without memory, 86.9",
         OURS,
         Check("fresh score", below=86.9, arm="full network"),
     ),
     Claim(
-        "It gains little on small patterns: up to 7 nodes it stays below 88.66",
+        "On patterns of up to 7 nodes the trained network stays below 88.66",
         OURS,
         Check("5 to 7 nodes", below=88.66, arm="full network"),
     ),
