@@ -1,30 +1,27 @@
-"""Is position gating with its weights set by hand GIN, and what should pairs out of reach get?
+"""Does gating with gates set by hand compute GIN, and where should unreachable pairs start?
 
 Notebook    graph notebook: content attention, next actions (steps 0 to 2), 6/3
-Setup       Overfit 32 PATTERN graphs that share one pattern: one batch, Adam at 1e-4, gradient norm
-            clipped at 5, one step per epoch, 200 epochs; a single layer, as on that day, width 100,
-            feed-forward 600 (GIN: 100). Ours: each seed draws its own pattern. The powers are
-            [0, 1]: a node, its neighbours, and pairs out of reach, whose logit is masked (-inf) or
-            starts at a number and is learned. Set by hand, every pair in reach has the logit +20
-            (for a ReLU gate: 1), so that its gate is 1.
+Setup       Overfit 32 PATTERN graphs that share one pattern, drawn anew for each seed: one batch,
+            Adam at 1e-4, gradient norm clipped at 5, one step per epoch, 200 epochs; a single
+            layer, as on that day, width 100, feed-forward 600 (GIN: 100). The powers are [0, 1]: a
+            node, its neighbours, and unreachable pairs, whose logit is masked (-inf) or starts at
+            a number and is learned. Set by hand, every reachable pair has the logit +20 (for a
+            ReLU gate: 1), so that its gate is 1.
 Hypothesis  Gates set by hand are GIN's aggregation, so that the layer overfits as GIN does. Default
             initial values and ReLU gates work about as well, width 1 does not learn, the logit of
-            pairs out of reach should start below 0, and gradients grow rapidly near epoch 70.
-            Ours: gates set by hand are saturated, so that learning them changes nothing; around
-            the equal sums GIN keeps a small lead; -1 is not negative enough.
-Rule        8 paired seeds, 7 for ablations. A check holds if its 95% interval lies inside its
-            bounds and fails if it lies outside; one failed check refutes a claim. Best score:
-            largest balanced accuracy on the training graphs. The notebook asks a single layer to
-            pass 0.6: a layer learns above 0.6 and does not learn below. "As GIN does" and "about
-            the same" are a best score within 0.05, half of what patterns differ by; "as good as",
-            "just as well": at most 0.02 less; lower, higher: a difference of the scores. Distance
+            unreachable pairs should start below 0, and gradients grow rapidly near epoch 70.
+            Ours: around the equal sums GIN scores a little more; -1 is not negative enough.
+Rule        8 paired seeds, 7 for ablations. Best score: largest balanced accuracy on the training
+            graphs. A layer learns above 0.6, which the notebook asks of a single layer, and does
+            not learn below. "As GIN does" and "about the same" are a best score within 0.05, half
+            of what patterns differ by; "as good as", "just as well": at most 0.02 less. Distance
             from GIN: largest difference between the layer's sums and x + (sum over neighbours of
             x), for integer x, relative to the largest such sum, before or after training, whichever
-            is larger; with integers the sums are exact in any order. Gate change: largest change of
-            a gate by training. Swing: largest change of a class recall within one epoch after epoch
-            20; the notebook prints one of 0.69, and half of that, 0.345, counts, if masked gating
-            swings less. Gradient growth: 1 if the running median (10 steps) of the gradient norm
-            triples (3 times the first) and first does so from epoch 50 to 90, else 0.
+            is larger. Oscillation: mean absolute change of the score per epoch in the second half.
+            Swing: largest change of a class recall within one epoch after epoch 20; the notebook
+            prints one of 0.69, and half of that, 0.345, counts, if masked gating has less. Gradient
+            growth: share of seeds in which the running median (10 steps) of the gradient norm first
+            triples from epoch 50 to 90.
 Cost        7 min on 2 cores; `--epochs 100` under 2 min
 """
 
@@ -57,7 +54,7 @@ parser.add_argument(
     nargs="+",
     type=core.any_number,
     default=[-np.inf],
-    help="first logit of pairs out of reach, for sigmoid gates; -inf masks them",
+    help="first logit of unreachable pairs, for sigmoid gates; -inf masks them",
 )
 parser.add_argument(
     "--feedforward",
@@ -97,7 +94,7 @@ ABLATIONS = {  # what else the claims read
     "gating, width 1": {"dim": 1},
     "gating, feed-forward is the identity": {"feedforward": "identity"},
 }
-COLUMNS = ["best score", "oscillation", "swing", "distance from GIN", "gate change"]
+COLUMNS = ["best score", "oscillation", "swing", "distance from GIN"]
 ROWS = [  # of the entry's table; all arms stand in its CSV
     "gating",
     "gating set by hand",
@@ -108,6 +105,7 @@ ROWS = [  # of the entry's table; all arms stand in its CSV
     "ReLU gating",
     "ReLU gating set by hand",
     "gating, width 1",
+    "gating, feed-forward is the identity",
 ]
 TINY = {"graphs": 2, "epochs": 24, "dim": 8, "hidden": 8}
 
@@ -220,7 +218,7 @@ def distance_from_gin(model, batch, dim):
 
 CLAIMS = [
     Claim(
-        "Position attention with distance and powers [0, 1] overfits as GIN does",
+        "Gating by hops, with powers [0, 1], overfits as GIN does",
         "content attention",
         Check(
             "best score",
@@ -241,7 +239,7 @@ CLAIMS = [
         Check("best score", above=0.6, arm="gating"),
     ),
     Claim(
-        "Gates mocked as ReLU do about the same",
+        "ReLU gates score about the same as sigmoid gates",
         "6/3",
         Check(
             "best score",
@@ -271,7 +269,7 @@ CLAIMS = [
         Check("best score", above=-0.02, arm="gating", minus="gating set by hand"),
     ),
     Claim(
-        "The gradients of one gating layer explode near epoch 70, with the faults of that day too",
+        "The gradients of one gating layer explode near epoch 70, masked or started at +1 or -1",
         "6/3",
         Check(
             "gradient growth",
@@ -292,12 +290,7 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "Gates set by hand are saturated, so that learning leaves them unchanged",
-        OURS,
-        Check("gate change", equals=0, arm="gating set by hand"),
-    ),
-    Claim(
-        "With GIN's own sums one gating layer scores lower than GIN",
+        "With gates set by hand one gating layer scores lower than GIN",
         OURS,
         Check("best score", below=0, arm="gating set by hand", minus="GIN"),
     ),
@@ -308,11 +301,6 @@ CLAIMS = [
         Check("best score", above=-0.02, arm="gating, unreachable -1000", minus="gating"),
         Check("best score", below=-0.02, arm="gating, unreachable -1", minus="gating"),
     ),
-    Claim(
-        "A gating layer whose feed-forward is the identity learns",
-        OURS,
-        Check("best score", above=0.6, arm="gating, feed-forward is the identity"),
-    ),
 ]
 
 
@@ -322,24 +310,24 @@ def plot(run):
         "best": core.draw_points(
             run,
             "best score",
-            "Pairs out of reach that start at +1 or -1 cost what a single gating layer gains",
+            "Starting unreachable pairs at +1 or -1 lowers the best score of one gating layer",
             "Best score by arm",
             "best balanced accuracy",
-            levels={"notebook: worth debugging above": 0.6},
+            levels={"notebook: one layer passes": 0.6},
         ),
         "score": core.draw_curves(
             run,
             "score by epoch",
-            "Gates set by hand follow GIN's course a little lower; an unmasked start is unsteady",
+            "Gates set by hand end a little below GIN, and oscillate more",
             "Score by epoch, two seeds per arm",
             "epoch",
             "balanced accuracy",
             panels={
-                "the same sum": ["gating", "gating set by hand", "GIN"],
-                "unreachable pairs": ["gating, unreachable +1", "gating, unreachable -1"],
+                "gates set by hand": ["gating set by hand", "GIN"],
+                "learned gates": ["gating", "GIN"],
             },
             seeds=2,
-            levels={"notebook: worth debugging above": 0.6},
+            levels={"notebook: one layer passes": 0.6},
         ),
         "gradient": core.draw_curves(
             run,
@@ -350,7 +338,7 @@ def plot(run):
             "gradient norm",
             panels={
                 "masked": ["gating"],
-                "unreachable pairs": ["gating, unreachable +1", "gating, unreachable -1"],
+                "start at +1 or -1": ["gating, unreachable +1", "gating, unreachable -1"],
             },
         ),
     }
