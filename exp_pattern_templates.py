@@ -1,30 +1,29 @@
-"""PATTERN's test graphs hide the 100 patterns of its training graphs: what if one looks for those?
+"""What does it score to search PATTERN's test graphs for the 100 patterns of its training graphs?
 
 Notebook    graph notebook: 9.3, 13/3 (PATTERN, on which it compares GIN, attention and gating)
 Setup       A benchmark of 10,000 labelled training graphs, in random order. Their pattern nodes
             show a subgraph each; those that differ by more than the order of their nodes are kept.
-            An exact search then lists every place of every kept pattern in a test graph. Each place
-            is weighed by how likely it makes the edges around it, and a node's chance is the weight
-            of the places that cover it; where none is found, it is that of three rounds of message
-            passing (exp_pattern_limit.py). The search ends with a pattern of 14 nodes or more.
-            Nothing is trained. Test graphs: those of the benchmark (shared patterns), or each with
-            a pattern of its own (fresh).
+            An exact search then lists every occurrence of every kept pattern in a test graph. An
+            occurrence is weighted by how likely it makes the edges around it, and a node's
+            probability to be on the pattern is the weight of the occurrences that cover it; where
+            none is found, it is that of three rounds of message passing (exp_pattern_limit.py). The
+            search ends with a pattern of 14 nodes or more. Nothing is trained. Test graphs: those
+            of the benchmark (shared patterns), or each with a pattern of its own (fresh).
 Hypothesis  The notebook does not mention that the patterns are shared. Ours: the labelled graphs
             show all 100 patterns and nothing else. Patterns of 11 nodes or more are found where
             they stand and nowhere else; smaller ones occur by chance as well. The search scores
             over 99, and on fresh patterns it gains nothing. So a score on this test set mixes what
             a model learned of the task with what it remembers.
-Rule        6 paired seeds: 500 test graphs with shared, 40 with fresh patterns. A check holds if
-            its 95% interval lies inside its bounds and fails if it lies outside; one failed check
-            rejects a claim. An earlier run with 3 other seeds, of 2000 and 300 graphs, gave 99.6
-            and 66 and set the bounds. Balanced accuracy: mean of both class recalls in points,
-            pooled over all nodes, by the size of the graph's pattern, too. Large only: the same if
-            places of 14 nodes or more alone are believed. Over the limit: the score less that of
-            the posterior on the same graphs, the best without knowledge of the patterns. The
-            highest published score that we found is CKGConv's 88.66; the search scores over 99.
-            Kept patterns and true patterns among them: 100 each. By size: over 99.9 for 14 nodes or
-            more, over 99 for 11 to 13, over 95 for 8 to 10, above the limit for 5 to 7. Large only:
-            over 93 on shared patterns, and no graph with a place of 14 nodes or more on fresh ones.
+Rule        6 paired seeds: 500 test graphs with shared, 40 with fresh patterns. An earlier run with
+            3 other seeds, of 2000 and 300 graphs, gave 99.6 and 66 and set the bounds. Balanced
+            accuracy: mean of both class recalls in points, pooled over all nodes, by the size of
+            the graph's pattern, too. Large only: the same if only occurrences of 14 nodes or more
+            are used. Over the limit: the score less that of the posterior on the same graphs, the
+            best without knowledge of the patterns. The highest published score that we found is
+            CKGConv's 88.66; the search scores over 99. Kept patterns and true patterns among them:
+            100 each. By size: over 99.9 for 14 nodes or more, over 99 for 11 to 13, over 95 for 8
+            to 10, above the limit for 5 to 7. Large only: over 93 on shared patterns, and no graph
+            with an occurrence of 14 nodes or more on fresh ones.
 Cost        9 min on 2 cores; `--test-graphs 40` 5 min
 """
 
@@ -361,15 +360,11 @@ def log_likelihood(pattern, places, adjacency):
 
 CLAIMS = [
     Claim(
-        "Labelled training graphs show exactly the benchmark's 100 patterns",
+        "Labelled training graphs show exactly the 100 patterns, and searching for these scores "
+        "over 99 on shared patterns, where the highest published score that we found is 88.66",
         OURS,
         Check("kept patterns", equals=100, arm="shared patterns"),
         Check("true patterns", equals=100, arm="shared patterns"),
-    ),
-    Claim(
-        "Looking for the 100 patterns scores over 99 on shared patterns, where the highest "
-        "published score that we found is 88.66",
-        OURS,
         Check("balanced accuracy", above=99, arm="shared patterns"),
     ),
     Claim(
@@ -382,13 +377,13 @@ CLAIMS = [
         Check("5 to 7 nodes, over the limit", above=0, arm="shared patterns"),
     ),
     Claim(
-        "On fresh patterns the search gains nothing: it stays below the limit",
+        "On fresh patterns the search stays below the limit",
         OURS,
         Check("over the limit", below=0, arm="fresh patterns"),
     ),
     Claim(
-        "Places of 14 nodes or more alone score over 93 on shared patterns and never occur on "
-        "fresh ones",
+        "With occurrences of 14 nodes or more alone the search scores over 93 on shared patterns; "
+        "on fresh ones there are none",
         OURS,
         Check("large only", above=93, arm="shared patterns"),
         Check("graphs with a large place, %", equals=0, arm="fresh patterns"),
@@ -401,7 +396,7 @@ def plot(run):
     arms = [arm for arm in ARMS if run.shows(arm)] or list(run.arms)
     figure, axes = core.new_figure(
         run,
-        "The search finds shared patterns of 8 nodes or more, and misleads on fresh ones",
+        "The search finds patterns that it knows and misleads on others",
         "Balanced accuracy by the size of a graph's pattern",
         columns=len(arms),
         width=4.4 * max(len(arms), 2),
@@ -412,7 +407,7 @@ def plot(run):
         draw_sizes(axis, run, arm)
     axes[0, 0].set_ylim(top=101)
     axes[0, 0].set_ylabel("pooled balanced accuracy, points")
-    axes[0, 0].legend(fontsize=9)
+    core.legend_below(axes[0, 0])
     return {"size": figure}
 
 
@@ -429,7 +424,8 @@ def draw_sizes(axis, run, arm):
         counts = np.maximum(finite.sum(axis=1), 1)
         mean = np.where(finite.any(axis=1), np.nansum(values, axis=1) / counts, np.nan)
         axis.plot(place, mean, "_", color=colour, markersize=18, markeredgewidth=2.5, label=label)
-    axis.axhline(PUBLISHED, color="black", linestyle="--", linewidth=1, label="CKGConv 88.66")
+    if run.arms[arm]["data"] == "shared":  # where it was measured
+        axis.axhline(PUBLISHED, color="black", linestyle="--", linewidth=1, label="CKGConv 88.66")
     axis.set(title=core.without_math(arm), xlabel="nodes of the pattern")
     axis.set_xticks(range(len(groups)), [name.replace(" or more", "+") for name in groups])
 
