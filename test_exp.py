@@ -468,7 +468,6 @@ EFFECTS = {
         "nodes": ({}, 30),
         "links": ({}, 7.0),
         "facts": ({"system": "reader"}, 16),
-        "restated": ({"system": "reader"}, 6),
     },
     "exp_type_weights": {
         "weights": ({}, "own"),
@@ -3297,15 +3296,52 @@ def test_sixteen_relu_gates_start_as_one_and_learn_at_sixteen_times_the_rate():
 
 @pytest.mark.parametrize(("units", "sides"), [("logic-gates", 2), ("relu-gates", 1)])
 def test_fixed_weights_are_shuffled_rows_of_the_identity(units, sides):
-    network = relu_network(3, units=units, operands="identity", width=12)
-    sizes = [9, 12, 12, 1]
-    for layer, inputs, outputs in zip(network, sizes, sizes[1:], strict=False):
-        for rows in layer.operands.weight[0].chunk(sides):
-            assert rows.shape == (outputs, inputs)
-            assert sorted(rows.tolist()) == sorted(np.eye(outputs, inputs).tolist())
-        assert not layer.operands.bias.any()
-        trained = [name for name, p in layer.named_parameters() if p.requires_grad]
-        assert trained == ["gates.weight"]
+    read = set()
+    for seed in range(4):
+        network = relu_network(seed, units=units, operands="identity", width=12)
+        sizes = [9, 12, 12, 1]
+        for layer, inputs, outputs in zip(network, sizes, sizes[1:], strict=False):
+            for rows in layer.operands.weight[0].chunk(sides):
+                assert rows.shape == (outputs, inputs)
+                ones = rows.nonzero()
+                assert (rows[ones[:, 0], ones[:, 1]] == 1).all()
+                assert len(ones) == min(inputs, outputs)
+                assert ones[:, 0].unique().numel() == ones[:, 1].unique().numel() == len(ones)
+            assert not layer.operands.bias.any()
+            trained = [name for name, p in layer.named_parameters() if p.requires_grad]
+            assert trained == ["gates.weight"]
+        read |= set(network[-1].operands.weight[0].argmax(dim=1).tolist())
+    assert len(read) > 1  # the last unit, too, reads random units
+
+
+@pytest.mark.parametrize("units", ["relu", "relu-gates"])
+def test_a_relu_network_that_is_dead_at_initialisation_would_not_learn(units):
+    seed = 0
+    network = relu_network(seed, units=units)
+    while not relu.is_dead(relu.output_of(network)):
+        seed += 1
+        network = relu_network(seed, units=units)
+    config = argparse.Namespace(lr=0.1, alive=0.254, batch=64, steps=30)
+    outputs, _ = logic_gates.train_on_life(network, seed, config)
+    assert not outputs.any()
+    trained = run_trial(relu, base_settings(relu) | {"units": units}, seed)
+    assert trained["dead at initialisation"] == 1
+    assert trained["died in training"] == 0
+    lives = core.neighbourhood_chances(0.254) @ core.LIFE
+    np.testing.assert_allclose(trained["loss by step"], [lives] * 3)
+
+
+def test_shares_of_dead_initialisations():
+    config = argparse.Namespace(**base_settings(relu))
+    dead, as_the_bias_says = relu.look_at_initialisations(config, 4)
+    networks = [relu_network(5000 + i) for i in range(relu.INITIALISATIONS)]
+    outputs = [network(relu_cells())[0].detach() for network in networks]
+    assert dead == np.mean([not output.any() for output in outputs])
+    negative = [float(network[-1].operands.bias.detach()) < 0 for network in networks]
+    same = [output.any() != sign for output, sign in zip(outputs, negative, strict=True)]
+    assert as_the_bias_says == np.mean(same)
+    config.operands = "wired"
+    assert np.isnan(relu.look_at_initialisations(config, 4)).all()
 
 
 def test_fixed_wires_read_two_different_units():
@@ -3318,18 +3354,21 @@ def test_fixed_wires_read_two_different_units():
     assert network(relu_cells()).shape == (1, 512)
 
 
-def test_what_is_dead_and_what_is_near_1():
+def test_what_is_dead_and_what_is_near_its_target():
     output = core.LIFE.copy()
     assert not relu.is_dead(output)
     assert relu.is_dead(0 * output)
     assert relu.is_dead(np.nan * output)
-    assert relu.share_near_1(output, 0.254) == pytest.approx(1)
-    first, second = np.flatnonzero(core.LIFE)[:2]
-    output[first] = 1.02
-    output[second] = 0.995
-    chance = core.neighbourhood_chances(0.254)
-    expected = 1 - chance[first] / chance[core.LIFE == 1].sum()
-    assert relu.share_near_1(output, 0.254) == pytest.approx(expected)
+    for state in (0, 1):
+        output = core.LIFE.copy()
+        assert relu.share_near(state, output, 0.254) == pytest.approx(1)
+        first, second = np.flatnonzero(output == state)[:2]
+        output[first] += 0.02
+        output[second] += 0.005
+        chance = core.neighbourhood_chances(0.254)
+        expected = 1 - chance[first] / chance[state == core.LIFE].sum()
+        assert relu.share_near(state, output, 0.254) == pytest.approx(expected)
+        assert relu.share_near(1 - state, output, 0.254) == pytest.approx(1)
 
 
 GATES_CONFIG = argparse.Namespace(lr=0.1, alive=0.3, batch=32, steps=20)
@@ -3545,7 +3584,7 @@ def test_effective_numbers_of_what_is_known():
     square = logic_start.shares_of_squares(torch.tensor([[3.0, -4.0], [0.0, 0.0]]))
     torch.testing.assert_close(square, torch.tensor([[0.36, 0.64], [0.0, 0.0]]).double())
     config = start_config()
-    inputs, gates, largest = logic_start.look(start_network([3, 4], config))
+    inputs, gates, largest = logic_start.measure_sparsity(start_network([3, 4], config))
     assert (gates - 4).abs().max() < 1e-6
     assert (largest - 0.25).abs().max() < 1e-6
     assert ((inputs > 1) & (inputs < 5)).all()
@@ -3580,21 +3619,21 @@ def test_results_of_a_known_history():
     loss = np.full((steps + 1, 1), 0.2)
     loss[33:70] = 0.07
     loss[70:] = np.nan
-    look = np.arange(11.0)[:, None, None] * np.ones((1, 3, 1))  # the number of the look
+    numbered = np.arange(11.0)[:, None, None] * np.ones((1, 4, 1))  # the measurement's number
     norms = np.full((steps, 1), 2.0)
-    history = {"loss": loss, "gradient norm": norms, "look": look, "right": [0.5]}
+    history = {"loss": loss, "gradient norm": norms, "measurements": numbered}
     result = logic_start.measure(history, 0, argparse.Namespace(steps=steps))
     assert result["lowest loss"] == 0.07
-    reached = ["leaves the plateau", "below 0.08", "never below 0.19"]
-    assert [result[name] for name in reached] == [1.0, 1.0, 0.0]
+    reached = ["leaves the plateau", "never below 0.19"]
+    assert [result[name] for name in reached] == [1.0, 0.0]
     assert result["blows up"] == 1
     assert (result["first gradient norm"], result["gradient norm"]) == (2.0, 2.0)
     assert result["steps to 0.08"] == 33
     assert result["inputs per operand"] == 3  # at step 33
-    assert result["largest share"] == 6  # at step 69, the last before
+    assert (result["largest share"], result["right"]) == (6, 6)  # at step 69, the last before
     history["loss"] = np.full((steps + 1, 1), 0.2)
     result = logic_start.measure(history, 0, argparse.Namespace(steps=steps))
-    assert [result[name] for name in reached] == [0.0, 0.0, 1.0]
+    assert [result[name] for name in reached] == [0.0, 1.0]
     assert result["blows up"] == 0
     assert result["steps to 0.08"] == steps
     assert result["inputs per operand"] == 10
@@ -3635,7 +3674,8 @@ def test_blowup_training_is_sgd_on_the_drawn_batch():
         drawn = torch.repeat_interleave(torch.arange(512), next(batches)[0].long())
         error = reference(all_cells()[..., drawn])[0] - target[drawn]
         by_number = torch.zeros(512).index_add(0, drawn, error.detach().square())
-        loss, share, live = history["step"][step, :, 0]
+        names = ("loss", "worst share", "worst live cells")
+        loss, share, live = (history[name][step, 0] for name in names)
         assert loss == pytest.approx(by_number.sum().item() / 32, rel=1e-4)
         assert share == pytest.approx((by_number.max() / by_number.sum()).item(), rel=1e-4)
         assert live == core.CELLS_ALIVE[by_number.argmax()]
@@ -3668,7 +3708,7 @@ def test_neighbourhoods_left_out_do_not_leak(monkeypatch):
         monkeypatch.setattr(core, "LIFE", life)
         networks.append(blowup_network([3], config))
         history = blowup.train(networks[-1], [3], config)
-        assert history["step"][:, 2].max() <= 7
+        assert history["worst live cells"].max() <= 7
     for one, two in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         assert torch.equal(one, two)
     config.most_live_cells = 9
@@ -3724,7 +3764,7 @@ def test_constraints_touch_what_they_name():
     torch.testing.assert_close(network[0].gates.weight[0, 0].detach(), expected)
 
 
-def test_look_against_numpy():
+def test_measurements_of_blowup_against_numpy():
     config = blowup_config()
     network = blowup_network([3, 4], config)
     with torch.no_grad():
@@ -3733,7 +3773,8 @@ def test_look_against_numpy():
     error = rng.random((2, 512), dtype=np.float32)
     chance = core.neighbourhood_chances(0.3)
     live = torch.from_numpy(core.CELLS_ALIVE)
-    found = blowup.look(network, torch.from_numpy(error), torch.from_numpy(chance).float(), live)
+    chances = torch.from_numpy(chance).float()
+    found = blowup.measure_network(network, torch.from_numpy(error), chances, live)
     assert found.shape == (13, 2)
     np.testing.assert_allclose(found[0], error @ chance, rtol=1e-5)
     assert found[1, 1] == 7
@@ -3753,31 +3794,50 @@ def test_first_sign_of_known_curves():
 
 
 def known_history(steps, blow_up, live, share):
-    step = np.stack([np.full(steps, 0.1), np.full(steps, 0.3), np.full(steps, 4.0)], axis=1)
-    step[blow_up - 2 :, 0] = 1.0
-    step[blow_up - 2, 1:] = [share, live]
-    step[blow_up:, 0] = np.nan
-    look = np.arange(float(steps // 10))[:, None] * np.ones((1, 13))  # the number of the look
-    return {"step": step[:, :, None], "look": look[:, :, None], "right": [0.5]}
+    loss = np.full(steps, 0.1)
+    shares = np.full(steps, 0.3)
+    live_cells = np.full(steps, 4)
+    loss[blow_up - 2 :] = 1.0
+    shares[blow_up - 2] = share
+    live_cells[blow_up - 2] = live
+    loss[blow_up:] = np.nan
+    numbered = np.arange(float(steps // 10))[:, None] * np.ones((1, 13))
+    return {
+        "loss": loss[:, None],
+        "worst share": shares[:, None],
+        "worst live cells": live_cells[:, None],
+        "measurements": numbered[:, :, None],  # the measurement's number
+        "right": [0.5],
+    }
 
 
 def test_blowup_results_of_a_known_history():
     config = argparse.Namespace(steps=500)
     result = blowup.measure(known_history(500, 442, 9, 0.9), 0, config)
     assert (result["blows up"], result["survives"], result["sudden"]) == (1.0, 0.0, 1.0)
-    assert result["step of blow-up"] == 442
+    assert result["step of blow-up, or last step"] == 442
     assert (result["starts at 8 or 9 live cells"], result["live cells"]) == (1.0, 9)
-    assert result["largest parameter"] == 44  # the look of step 440
-    assert result["a parameter over 10"] == 1
+    assert result["largest parameter"] == 44  # at step 440
+    assert (result["a parameter over 10"], result["a sum of gates below 0.1"]) == (1, 0)
     for live, share in ((9, 0.4), (7, 0.9)):
         result = blowup.measure(known_history(500, 442, live, share), 0, config)
         assert result["starts at 8 or 9 live cells"] == 0
     survivor = known_history(500, 498, 9, 0.9)
-    survivor["step"][:, 0] = 0.1
+    survivor["loss"][:] = 0.1
     result = blowup.measure(survivor, 0, config)
     assert (result["blows up"], result["survives"], result["sudden"]) == (0.0, 1.0, 0.0)
-    assert (result["step of blow-up"], result["starts at 8 or 9 live cells"]) == (500, 0.0)
+    assert result["step of blow-up, or last step"] == 500
+    assert result["starts at 8 or 9 live cells"] == 0
     assert result["live cells"] == 9  # its worst step
+
+
+def test_a_blow_up_without_a_warning_starts_at_its_own_step():
+    history = known_history(500, 440, 9, 0.9)
+    history["loss"][438:440] = 0.1
+    history["worst share"][438:441] = [[0.9], [0.9], [0.3]]
+    result = blowup.measure(history, 0, argparse.Namespace(steps=500))
+    assert (result["share of loss"], result["starts at 8 or 9 live cells"]) == (0.3, 0)
+    assert (result["sudden"], result["largest parameter"]) == (1, 43)
 
 
 def test_a_blowup_seed_is_the_same_whatever_seeds_are_with_it():
@@ -3800,12 +3860,12 @@ def test_a_network_that_blows_up_harms_no_other_and_all_end_the_run():
     both = blowup.train(network, [3, 4], config)
     for name in alone:
         np.testing.assert_array_equal(alone[name][..., 0], both[name][..., 0])
-    assert not (both["step"][1:, 0, 1] < blowup.LOST).any()
+    assert not (both["loss"][1:, 1] < blowup.LOST).any()
     network = blowup_network([3], config)
     with torch.no_grad():
         network[0].operands.weight *= 1e12
     history = blowup.train(network, [3], config)
-    assert len(history["step"]) < 25
+    assert len(history["loss"]) < 25
 
 
 def test_shares_over_blow_ups_leave_out_seeds_without_one():
@@ -3819,7 +3879,7 @@ def test_shares_over_blow_ups_leave_out_seeds_without_one():
     found = blowup.across(Run())
     np.testing.assert_allclose(found["blow-ups at 0.254"], [0.5, 0, 0.25])
     np.testing.assert_allclose(found["of those at 0.254, started at 8 or 9 live cells"], [1, 0])
-    assert len(found["of those at 0.485, started at 8 or 9 live cells"]) == 0
+    np.testing.assert_allclose(found["those at 8 or 9 live cells, 0.485 minus 0.254"], [-0.5, 0, 0])
     np.testing.assert_allclose(found["blow-ups at 0.485 minus 0.254"], [-0.5, 0, -0.25])
 
 
@@ -4017,7 +4077,7 @@ def test_flow_is_what_runs_from_start_to_answer_through_a_link():
 @pytest.mark.parametrize("hops", [1, 2, 3])
 def test_the_chain_leads_from_the_start_to_the_answer(hops):
     batch = core.QuestionBatch(drawn_questions(5, hops))
-    chain = attention_graphs.chain_of(batch) * (batch.link > core.SELF)
+    chain = attention_graphs.find_chain(batch) * (batch.link > core.SELF)
     for q, question in enumerate(batch.questions):
         links = (chain[q] == 1).nonzero().tolist()
         leads = {source: target for target, source in links}
@@ -4144,8 +4204,7 @@ def test_flops_along_links_against_a_count_of_every_product():
     counted = {
         aten.mul: outputs, aten.sum: inputs, aten.index_add: sources, aten.index_add_: sources
     }  # fmt: skip
-    settings = base_settings(sparse_scaling) | {"nodes": 60, "links": 20.0}
-    calls, pairs, _ = sparse_scaling.attention_calls(argparse.Namespace(**settings), 0)
+    calls, pairs, _ = sparse_scaling.attention_calls(60, 20.0, 0)
     with FlopCounterMode(display=False, custom_mapping=counted) as counter:
         calls["edge list"]()
     links = len(pairs.target)
