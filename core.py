@@ -29,7 +29,7 @@ Dimensions
     V real nodes of a batch, packed graph after graph: node-wise tensors are [V, D]
     D channels    H heads            K powers of the adjacency
     T steps, or bytes of context    P parameters
-    S seeds, stacked in one tensor program where networks are tiny
+    S seeds of one batch of tiny networks, trained in one tensor program
     G gates that a unit mixes, n units of a layer
 """
 
@@ -65,7 +65,8 @@ def is_run_as_script():
 
 
 open_standard_files()
-os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a group that cannot be formed: one line
+# so that a group that cannot be formed ends in one line of ours, not in pages of torch's
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 if is_run_as_script():
     signal.signal(signal.SIGINT, leave_quietly)  # main() restores Python's own handler
 
@@ -93,7 +94,6 @@ import textwrap
 import threading
 import time
 import traceback
-import unicodedata
 import urllib.parse
 import warnings
 from dataclasses import dataclass
@@ -126,6 +126,13 @@ def initialised_from(seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(seed, "init").integers(2**63)))
         yield
+
+
+def short_hash(content, digits=8):
+    """The first hex digits of the sha256 of a text or of bytes."""
+    if isinstance(content, str):
+        content = content.encode()
+    return hashlib.sha256(content).hexdigest()[:digits]
 
 
 # %% 3 Data
@@ -211,6 +218,7 @@ def plant(pattern, rng, number=0):
     first, second = upper_triangle(hidden)
     i = place[first]
     j = place[second]  # places ascend, so i < j
+    # the index is the number of the pair (i, j) in upper_triangle(n)
     edge[i * n - i * (i + 1) // 2 + j - i - 1] = pattern.adjacency[source[first], source[second]]
 
     feature = rng.integers(SYMBOLS, size=n, dtype=np.uint8)
@@ -266,7 +274,10 @@ class PatternData:
 
 
 def shuffled(data, count):
-    """The first `count` graphs of a PatternData in an order that its seed fixes."""
+    """The first `count` graphs of a PatternData in an order that its seed fixes: a list.
+
+    It is shorter if the split has fewer.
+    """
     order = stream(data.seed, "order").permutation(len(data))
     return [data[int(i)] for i in order[:count]]
 
@@ -389,7 +400,8 @@ CELLS = 9  # of a neighbourhood, row by row; number 4 is the cell itself
 NEIGHBOURHOODS = np.array(list(itertools.product((0, 1), repeat=CELLS)), dtype=np.float32)
 CELLS_ALIVE = NEIGHBOURHOODS.sum(axis=1).astype(int)  # [512], the middle one counted
 SURVIVES = (CELLS_ALIVE == 3) | (CELLS_ALIVE == 4)  # [512]: two or three neighbours
-LIFE = np.where(NEIGHBOURHOODS[:, 4] == 1, SURVIVES, CELLS_ALIVE == 3).astype(np.float32)  # [512]
+# the cell's next state after each neighbourhood [512]
+LIFE = np.where(NEIGHBOURHOODS[:, 4] == 1, SURVIVES, CELLS_ALIVE == 3).astype(np.float32)
 
 
 def neighbourhood_chances(alive):
@@ -406,6 +418,7 @@ def neighbourhood_batches(seeds, alive, batch, device="cpu"):
     streams = [stream(seed, "train") for seed in seeds]
     chances = neighbourhood_chances(alive)
     while True:
+        # 64 batches per call, since one call for each batch is slow
         draws = [rng.multinomial(batch, chances, size=64) for rng in streams]
         counts = torch.from_numpy(np.stack(draws, axis=1)).float()  # [64, S, 512]
         yield from counts.to(device)
@@ -420,7 +433,7 @@ def all_neighbourhoods(networks, device="cpu"):
 # English text
 BYTES = 256  # a token is a byte
 LIBRARY = f"Python {platform.python_version()}"  # the documentation in its standard library
-NOT_READ = {  # folders of the library without documentation of their own
+UNDOCUMENTED_FOLDERS = {  # folders of the library without documentation of their own
     "test",
     "tests",
     "idlelib",
@@ -431,8 +444,8 @@ NOT_READ = {  # folders of the library without documentation of their own
     "pydoc_data",
 }
 PASSAGE_WORDS = 8  # no passage of so many words stands in both parts of a text
-LEAST_BYTES = 2_000  # of each part
-PIECE = 500  # characters of a piece of a text without paragraphs and lines
+MIN_BYTES = 2_000  # of each part
+PIECE_CHARACTERS = 500  # characters of a piece of a text without paragraphs and lines
 
 
 class Text(NamedTuple):
@@ -443,8 +456,7 @@ class Text(NamedTuple):
 
     def digest(self):
         """sha256 of both parts, 16 hex digits. It differs between builds of Python."""
-        content = self.train.tobytes() + b"\0" + self.held_out.tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return short_hash(self.train.tobytes() + b"\0" + self.held_out.tobytes(), 16)
 
 
 def docstrings(source):
@@ -466,7 +478,7 @@ def library_documents():
     root = Path(ast.__file__).parent
     for path in root.rglob("*.py"):
         name = path.relative_to(root)
-        if NOT_READ.isdisjoint(name.parts):
+        if UNDOCUMENTED_FOLDERS.isdisjoint(name.parts):
             with contextlib.suppress(SyntaxError, ValueError):  # some are there to be broken
                 documents[str(name)] = docstrings(path.read_bytes())
     names = sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -480,8 +492,14 @@ def passages(words):
     return {" ".join(listed[i : i + PASSAGE_WORDS]) for i in starts}
 
 
+def as_bytes(documents):
+    """Documents, lists of paragraphs, in UTF-8: uint8 [bytes]."""
+    texts = ["\n\n".join(paragraphs) for paragraphs in documents if paragraphs]
+    return np.frombuffer("\n\n\n".join(texts).encode(), np.uint8)
+
+
 def split_text(documents):
-    """The Text of documents: trained on are the first, held out the last, about a tenth.
+    """The Text of documents: about the first nine tenths are trained on, the last held out.
 
     A paragraph that stands twice is kept once; a held-out one that shares a passage with the
     training part is left out.
@@ -510,12 +528,6 @@ def split_text(documents):
     return Text(as_bytes(train), as_bytes(held_out))
 
 
-def as_bytes(documents):
-    """Documents, lists of paragraphs, in UTF-8: uint8 [bytes]."""
-    texts = ["\n\n".join(paragraphs) for paragraphs in documents if paragraphs]
-    return np.frombuffer("\n\n\n".join(texts).encode(), np.uint8)
-
-
 def read_characters(path):
     """The content of a UTF-8 file, without a byte-order mark."""
     return Path(path).read_text(encoding="utf-8-sig")
@@ -526,19 +538,19 @@ def load_text(source):
     """The Text of LIBRARY, or of an InputFile that `text_source` made.
 
     Documents of a file are its paragraphs; where they leave too little of a part its lines, and
-    then pieces of PIECE characters. Raises UsageError for one that is too short.
+    then pieces of PIECE_CHARACTERS characters. Raises UsageError for one that is too short.
     """
     if source == LIBRARY:
         return split_text(library_documents())
     content = read_characters(source.path)
-    pieces = [content[i : i + PIECE] for i in range(0, len(content), PIECE)]
+    pieces = [content[i : i + PIECE_CHARACTERS] for i in range(0, len(content), PIECE_CHARACTERS)]
     for documents in (re.split(r"\n\s*\n", content), content.splitlines(), pieces):
         text = split_text(documents or [""])
         smaller = min(len(text.train), len(text.held_out))
-        if smaller >= LEAST_BYTES:
+        if smaller >= MIN_BYTES:
             return text
     raise UsageError(
-        f"--text {source.path}: too short, {smaller:,} bytes of {LEAST_BYTES:,} in its smaller "
+        f"{source.path}: too short, {smaller:,} bytes of {MIN_BYTES:,} in its smaller "
         "part, without repetitions; give a longer one"
     )
 
@@ -548,8 +560,8 @@ NODE_TYPES = ("query", "context", "passage", "subject", "object", "entity", "can
 QUERY, CONTEXT, PASSAGE, SUBJECT, OBJECT, ENTITY, CANDIDATE = range(len(NODE_TYPES))
 LINKS = ("none", "self", "query", "context", "passage", "entity", "coreference", "sentence")
 NO_LINK, SELF = LINKS.index("none"), LINKS.index("self")
-MOST_HOPS = 3
-NAME, RELATION, TEXT = 0, 1, MOST_HOPS + 1  # slots; the query's i-th relation is in slot i
+MAX_HOPS = 3
+NAME, RELATION, TEXT = 0, 1, MAX_HOPS + 1  # slots; the query's i-th relation is in slot i
 SLOTS = TEXT + 1
 MASKED_WORD = 1  # for pretraining; word 0 is none
 FIRST_WORD = 2
@@ -587,13 +599,13 @@ class Question(NamedTuple):
     step           [N] step of the gold chain that a mention's sentence states, from 1 on, or 0
     The tokens, apart from the graph:
     word           [W] number, from FIRST_WORD on
-    node, slot     [W] the node that holds the word, and where: in its NAME; among what is said
-                   (a mention's RELATION: the other words of its sentence; the query's i-th in
-                   slot i); in the TEXT of a passage
+    node, slot     [W] the node that holds the word, and where: NAME; RELATION, which holds the
+                   other words of a mention's sentence; the query's i-th relation in slot i; TEXT
+                   of a passage
     start, answer  nodes of entities
     hops           relations to be followed from start to answer
-    query_blind    chance of the best guess that does not know the query
-    start_blind    chance of the best guess that knows the relations asked for, but not the start;
+    query_blind    chance of the best guess that is not given the query
+    start_blind    chance of the best guess that is given the query's relations, but not the start;
                    both NaN where unknown
     """
 
@@ -632,16 +644,15 @@ def build_question(
         nodes.append((CANDIDATE if entity in candidates else ENTITY, len(nodes), -1, -1, 0))
     sentence = 0
     for text, sentences in passages:
-        home = len(nodes)
-        words += [(word, home, TEXT) for word in text]
-        nodes.append((PASSAGE, -1, home, -1, 0))
-        for entities, said, step in sentences:
-            kind = SUBJECT
-            for entity in entities:
+        passage_node = len(nodes)
+        words += [(word, passage_node, TEXT) for word in text]
+        nodes.append((PASSAGE, -1, passage_node, -1, 0))
+        for entities, other_words, step in sentences:
+            for place, entity in enumerate(entities):
                 words += [(word, len(nodes), NAME) for word in names[entity]]
-                words += [(word, len(nodes), RELATION) for word in said]
-                nodes.append((kind, 1 + entity, home, sentence, step))
-                kind = OBJECT
+                words += [(word, len(nodes), RELATION) for word in other_words]
+                node_type = SUBJECT if place == 0 else OBJECT
+                nodes.append((node_type, 1 + entity, passage_node, sentence, step))
             sentence += 1
     columns = (*zip(*nodes, strict=True), *zip(*words, strict=True))
     return Question(*columns, 1 + start, 1 + answer, len(relations), *guesses)
@@ -670,8 +681,11 @@ def follow_chains(target, hops):
 
 
 def best_guess(ends, candidates):
-    """Chance that the likeliest candidate is the answer, if that is one of the ends [C], all as
-    likely; an end that is no candidate cannot be."""
+    """Chance that the most frequent candidate is the answer.
+
+    ends [C]: where the chains end that agree with what the guesser is given, each equally likely.
+    Ends that are no candidates are left out.
+    """
     counts = np.bincount(ends, minlength=max(candidates) + 1)[candidates]
     return counts.max() / counts.sum()
 
@@ -685,37 +699,44 @@ def draw_facts(rng, count, hops, world):
     kept = []
     missing = count
     while missing > 0:  # graphs without a chain are drawn anew
-        cell = rng.random((count, world.entities * world.relations)).argsort(axis=1)
-        subject, relation = np.divmod(cell[:, : world.facts], world.relations)
-        other = (subject + rng.integers(1, world.entities, subject.shape)) % world.entities
+        pair = rng.random((count, world.entities * world.relations)).argsort(axis=1)
+        subject, relation = np.divmod(pair[:, : world.facts], world.relations)
+        object_ = (subject + rng.integers(1, world.entities, subject.shape)) % world.entities
         table = np.full((count, world.entities, world.relations), -1)
-        table[rows, subject, relation] = other
+        table[rows, subject, relation] = object_
         holds = follow_chains(table, hops)[1].any(axis=(1, 2))
-        kept.append((np.stack([subject, relation, other], axis=2)[holds], table[holds]))
+        kept.append((np.stack([subject, relation, object_], axis=2)[holds], table[holds]))
         missing -= holds.sum()
     facts, tables = zip(*kept, strict=True)
     return np.concatenate(facts)[:count], np.concatenate(tables)[:count]
 
 
 def state_facts(facts, steps, names, world):
-    """Passages for `build_question` that tell these facts, one sentence each.
+    """Passages for `build_question` that state these facts, one sentence each.
 
     steps: {fact: its step in the gold chain}; names: the entities' words.
     """
     passages = [([], []) for _ in range(world.passages)]
-    for place, (subject, relation, other) in enumerate(facts):
-        said = [FIRST_WORD + world.names + relation]
+    for place, (subject, relation, object_) in enumerate(facts):
+        relation_words = [FIRST_WORD + world.names + relation]
         words, sentences = passages[place * world.passages // len(facts)]
-        words += [*names[subject], *said, *names[other]]
-        sentences.append(((subject, other), said, steps.get((subject, relation, other), 0)))
+        words += [*names[subject], *relation_words, *names[object_]]
+        step = steps.get((subject, relation, object_), 0)
+        sentences.append(((subject, object_), relation_words, step))
     return passages
+
+
+def choose_candidates(rng, answer, world):
+    """The answer, then the other candidates in random order: a list of entities."""
+    others = [entity for entity in range(world.entities) if entity != answer]
+    return [answer, *rng.permutation(others)[: world.candidates - 1].tolist()]
 
 
 def draw_questions(rng, count, hops, world):
     """[Question] * count, each on a graph of its own: a start and `hops` different relations.
 
-    A question is drawn uniformly among its graph's chains, so that nothing but the query tells
-    them apart. A sentence is "subject relation object"; words are the names, then the relations.
+    A question is drawn uniformly among its graph's chains, so that only the query distinguishes
+    them. A sentence is "subject relation object"; words are the names, then the relations.
     """
     facts, table = draw_facts(rng, count, hops, world)
     path, exists, orders = follow_chains(table, hops)
@@ -726,18 +747,18 @@ def draw_questions(rng, count, hops, world):
     for q in range(count):
         starts, chosen = exists[q].nonzero()
         chains = path[:, q, starts, chosen]  # [hops + 1, chains] entities
-        pick = rng.integers(len(starts))
-        gold = chains[:, pick].tolist()
-        asked = orders[chosen[pick]].tolist()
-        others = [entity for entity in range(world.entities) if entity != gold[-1]]
-        candidates = [gold[-1], *rng.permutation(others)[: world.candidates - 1].tolist()]
-        alike = chains[-1, chosen == chosen[pick]]
-        guesses = [best_guess(chains[-1], candidates), best_guess(alike, candidates)]
+        drawn = rng.integers(len(starts))
+        gold = chains[:, drawn].tolist()
+        relations = orders[chosen[drawn]].tolist()
+        candidates = choose_candidates(rng, gold[-1], world)
+        same_relations = chains[-1, chosen == chosen[drawn]]
+        guesses = [best_guess(chains[-1], candidates), best_guess(same_relations, candidates)]
 
-        steps = {fact: i + 1 for i, fact in enumerate(zip(gold, asked, gold[1:], strict=False))}
+        gold_facts = zip(gold, relations, gold[1:], strict=False)
+        steps = {fact: i + 1 for i, fact in enumerate(gold_facts)}
         name = names[q].tolist()
         passages = state_facts(facts[q, rng.permutation(stated)].tolist(), steps, name, world)
-        query = [[FIRST_WORD + world.names + relation] for relation in asked]
+        query = [[FIRST_WORD + world.names + relation] for relation in relations]
         questions.append(
             build_question(name, candidates, gold[0], gold[-1], query, passages, guesses)
         )
@@ -751,14 +772,16 @@ class QuestionSource:
     """
 
     def __init__(self, world, hops):
+        if min(hops) < 1:
+            raise UsageError(f"--hops {min(hops)}: at least 1")
         stated = world.facts + world.restated
-        cells = world.entities * world.relations
-        least = min(world.relations, world.entities - 1, world.facts, MOST_HOPS)
+        pairs = world.entities * world.relations
+        longest = min(world.relations, world.entities - 1, world.facts, MAX_HOPS)
         for flag, value, most in (
-            ("hops", max(hops), least),
+            ("hops", max(hops), longest),
             ("candidates", world.candidates, world.entities),
             ("entities", world.entities, world.names),
-            ("facts", world.facts, cells),
+            ("facts", world.facts, pairs),
             ("restated", world.restated, world.facts),
             ("passages", world.passages, stated),
         ):
@@ -784,141 +807,8 @@ class QuestionSource:
         return {h: draw_questions(rng, count, h, self.world) for h, rng in streams.items()}
 
 
-MOST_NODES = 512  # of a question in a file: attention takes memory for every pair of nodes
-SENTENCE_WORDS = 64  # a mention holds at most so many of its sentence's other words
-SPACELESS = (  # first and last letter of scripts that are written without spaces
-    ("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"), ("\u3040", "\u30ff"),
-    ("\u3400", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0003ffff"),
-)  # fmt: skip
-
-
-@functools.cache
-def letter_class(letter):
-    """ "w" of a letter or digit that makes words, "m" of a mark, "s" of any other, " " of space."""
-    category = unicodedata.category(letter)
-    if letter.isspace():
-        return " "
-    if category[0] == "M" or category == "Cf":
-        return "m"
-    spaceless = any(first <= letter <= last for first, last in SPACELESS)
-    return "w" if category[0] in "LN" and not spaceless else "s"
-
-
-def read_tokens(text):
-    """The tokens of a text, and whether white space follows each: two lists.
-
-    A token is a word, a single sign, or a single letter of a script that is written without
-    spaces, whose names are so found wherever their letters stand in a row. Letters keep their
-    marks, composed or not (NFC); large and small letters are the same.
-    """
-    text = unicodedata.normalize("NFC", text.casefold())
-    classes = "".join(map(letter_class, text))
-    spans = [match.span() for match in re.finditer("w[wm]*|[sm]m*", classes)]
-    return [text[i:j] for i, j in spans], [classes[j : j + 1] in ("", " ") for _, j in spans]
-
-
-def read_passage(text, names):
-    """A passage for `build_question`, of tokens. names: {tokens of a name: its entity}.
-
-    The longest name that begins at a token counts. A sentence ends with . ! ? before white space,
-    or with 。！？, but not inside a name such as "St. Louis".
-    """
-    tokens, spaced = read_tokens(text)
-    lengths = sorted({len(name) for name in names}, reverse=True)
-    sentences = [([], [], 0)]
-    place = 0
-    while place < len(tokens):
-        spans = [tuple(tokens[place : place + length]) for length in lengths]
-        named = [span for span in spans if span in names]
-        entities, said, _ = sentences[-1]
-        token = tokens[place]
-        if named:
-            entities.append(names[named[0]])
-        elif token in "。！？" or (token in ".!?" and spaced[place]):
-            sentences.append(([], [], 0))
-        elif len(said) < SENTENCE_WORDS:
-            said.append(token)
-        place += len(named[0]) if named else 1
-    return tokens, sentences
-
-
-def read_question(row):
-    """The Question that one line of a file holds, with tokens for words.
-
-    Raises ValueError that says what is wrong.
-    """
-    if not isinstance(row, dict):
-        raise ValueError("not an object")
-    tokens = {}
-    for key in ("start", "answer", "candidates", "relations", "passages", "entities"):
-        texts = [row.get(key)] if key in ("start", "answer") else row.get(key, [])
-        filled = isinstance(texts, list) and (texts or key == "entities")
-        if not filled or not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError(f'"{key}" is missing, empty, or not of texts')
-        tokens[key] = [tuple(read_tokens(text)[0]) for text in texts]
-    (start,), (answer,) = tokens["start"], tokens["answer"]
-    candidates = dict.fromkeys(tokens["candidates"])
-    if len(tokens["relations"]) > MOST_HOPS:
-        raise ValueError(f'"relations" has more than {MOST_HOPS} entries')
-    if len(candidates) < len(tokens["candidates"]):
-        alike = max(candidates, key=tokens["candidates"].count)
-        raise ValueError(f'two of the candidates read alike, as "{" ".join(alike)}"')
-    if answer not in candidates:
-        raise ValueError('"answer" does not stand among "candidates"')
-
-    named = list(dict.fromkeys([*candidates, start, *tokens["entities"]]))
-    entity = {name: number for number, name in enumerate(named)}
-    passages = [read_passage(text, entity) for text in row["passages"]]
-    choice = range(len(candidates))
-    question = build_question(
-        named, choice, entity[start], entity[answer], tokens["relations"], passages
-    )
-    nodes = len(question.node_type)
-    if nodes > MOST_NODES:
-        raise ValueError(f"{nodes} names and mentions, at most {MOST_NODES}; shorten the passages")
-    return question
-
-
-class QuestionFile:
-    """The user's own questions, every fifth held out; draw and held_out as of a QuestionSource.
-
-    A line is an object with the texts "start" and "answer", the lists of texts "candidates",
-    "relations" (1 to 3) and "passages", and maybe "entities", other names to be linked. Raises
-    UsageError that names the line.
-    """
-
-    def __init__(self, path):
-        number = {"": 0, "[masked]": MASKED_WORD}
-        questions = []
-        for i, line in enumerate(Path(path).read_bytes().splitlines()):
-            try:
-                if line.strip():
-                    questions.append(read_question(json.loads(line)))
-            except ValueError as error:
-                broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-                reason = "not JSON" if broken else error
-                raise UsageError(f"--questions {path}: line {i + 1}: {reason}") from None
-        if len(questions) < 10:
-            raise UsageError(f"--questions {path}: give at least 10 questions, one per line")
-        for i, one in enumerate(questions):
-            words = tuple(number.setdefault(word, len(number)) for word in one.word)
-            questions[i] = one._replace(word=words)
-        self.words = list(number)
-        self.training = [one for i, one in enumerate(questions) if i % 5 != 4]
-        self.testing = questions[4::5]
-        self.hops = tuple(sorted({one.hops for one in self.testing}))
-
-    def draw(self, rng, count):
-        """[Question] * count of the training questions, none twice; all if there are fewer."""
-        return [self.training[i] for i in rng.permutation(len(self.training))[:count]]
-
-    def held_out(self, name, count):
-        """{hops: at most `count` Questions}; "val" and "test" are the same."""
-        return {h: [one for one in self.testing if one.hops == h][:count] for h in self.hops}
-
-
 def link_nodes(node_type, entity, passage, sentence):
-    """The kind of link between any two nodes: [Q, N] each -> [Q, N, N], numbers in LINKS.
+    """The type of link between any two nodes: [Q, N] each -> [Q, N, N], numbers in LINKS.
 
     A mention is joined to its passage, to its entity, to the other mentions of its sentence and to
     those of its entity; every node to itself; the query to none. Same both ways.
@@ -959,12 +849,17 @@ class QuestionBatch:
     """
 
     def __init__(self, questions, device="cpu"):
-        columns = list(zip(*questions, strict=True))
-        node_type, entity, passage, sentence, _, word, node, slot = map(pad_rows, columns[:8])
-        start, answer = np.array(columns[8:10])
+        columns = Question(*zip(*questions, strict=True))
+        node_type = pad_rows(columns.node_type)
+        entity = pad_rows(columns.entity)
+        passage = pad_rows(columns.passage)
+        sentence = pad_rows(columns.sentence)
+        word = pad_rows(columns.word)
+        slot = pad_rows(columns.slot)
+        start = np.array(columns.start)
         b, n = node_type.shape
         real = word >= 0
-        place = (node + n * np.arange(b)[:, None])[real]
+        place = (pad_rows(columns.node) + n * np.arange(b)[:, None])[real]
         order = place.argsort(kind="stable")
         place = place[order]
         bag = place * SLOTS + slot[real][order]
@@ -978,7 +873,7 @@ class QuestionBatch:
         self.link = send(link_nodes(node_type, entity, passage, sentence))
         self.is_start = send(entity == start[:, None])
         self.is_candidate = send(node_type == CANDIDATE)
-        self.answer = send(answer)
+        self.answer = send(np.array(columns.answer))
         self.word = send(word[real][order])
         self.slot = send(bag % SLOTS)
         self.word_weight = send((1 / np.bincount(bag)[bag]).astype(np.float32))
@@ -1224,22 +1119,25 @@ def divide_by_norm(x, norm, dim=-1):
     if norm == "none":
         return x
     square = x.square()
-    size = square.mean(dim, keepdim=True)
-    if norm == "fro_norm":
-        size = square.sum(dim, keepdim=True)
+    size = square.mean(dim, keepdim=True) if norm == "rms_norm" else square.sum(dim, keepdim=True)
     return x * (size + 1e-8).rsqrt()
 
 
 class CausalAttention(nn.Module):
     """The attention notebook's attention: packed tokens [B T, D] and (B, T) -> [B T, D].
 
-    Queries and keys are linear, with query_dim channels over all heads (default: dim); values
-    are gelu(gate) * value. Per head qk_activ ("gelu" or "none") acts on queries and keys, then
-    qk_norm; logits are q k^T / sqrt(channels of a head). position "linear" adds a bias of
-    softplus(slope) (j - i) with one learned slope per head, 1 at first; "rotary" turns queries
-    and keys; "none" does nothing. attn_activ makes weights of logits: "softmax" and "sigmoid"
-    of the earlier keys and the own; of "tanh" and "none" the mask multiplies the weights.
-    post_attn_norm acts on what each head mixed. Norms: see `divide_by_norm`.
+    Queries and keys are linear; values are gelu(gate) * value; logits are q k^T / sqrt(channels
+    of a head); a position attends to itself and to earlier ones.
+
+    attn_activ      from logits to weights: "softmax", "sigmoid", "tanh" or "none"; with the last
+                    two, masked weights are set to 0 after the activation
+    qk_activ        "gelu" or "none", of queries and keys, per head
+    qk_norm         norm of queries and keys after it, see `divide_by_norm`
+    post_attn_norm  norm of what each head has mixed
+    position        "linear" adds softplus(slope) (j - i) to the logits, with one learned slope per
+                    head, 1 at first; "rotary" turns queries and keys; "none" does nothing
+    query_dim       channels of queries and keys over all heads (default: dim)
+
     Source: attention notebook, 2024-10-10.
     """
 
@@ -1297,7 +1195,8 @@ class CausalAttention(nn.Module):
         if self.slope is not None:
             logits = logits + F.softplus(self.slope)[:, None, None] * distance
         if self.attn_activ == "softmax":
-            return logits.masked_fill(~keep, -math.inf).softmax(dim=-1)  # each keeps itself
+            # no row is empty, since every position attends to itself
+            return logits.masked_fill(~keep, -math.inf).softmax(dim=-1)
         if self.attn_activ == "sigmoid":
             return masked_sigmoid(logits, keep)
         if self.attn_activ == "tanh":
@@ -1352,7 +1251,8 @@ class FeedForward(nn.Module):
         self.last = nn.Linear(hidden, dim)
 
     def forward(self, x):
-        return self.last(self.norm(self.first(x)).relu_())  # in place: a tenth of a step
+        # in place, which saves a tenth of a training step
+        return self.last(self.norm(self.first(x)).relu_())
 
 
 class TransformerLayer(nn.Module):
@@ -1493,7 +1393,7 @@ class GateMixture(nn.Module):
         return torch.bmm(weight, self.table.expand(len(weight), -1, -1))
 
     def hardened(self):
-        """Number in GATES of each unit's heaviest gate: [S, n]."""
+        """Number in GATES of each unit's gate of largest weight: [S, n]."""
         return self.number[self.weight.argmax(dim=-1)]
 
 
@@ -1621,7 +1521,7 @@ class GateNetwork(nn.Sequential):
     """Gate layers of S networks with a single unit at the end: [S, 9, B] -> [S, B].
 
     Every product is a bmm or elementwise, so that a seed's numbers are the same to the bit
-    whichever seeds are stacked with it.
+    whichever seeds share its batch.
     """
 
     def forward(self, x):
@@ -1704,7 +1604,7 @@ class LanguageModel(nn.Module):
 
 
 class NodeEmbedder(nn.Module):
-    """What the words of each node say: QuestionBatch -> [B, N, D].
+    """An embedding of each node's words: QuestionBatch -> [B, N, D].
 
     The mean of a node's words in a slot goes through that slot's matrix; the slots are added.
     """
@@ -1733,8 +1633,8 @@ class QuestionReader(nn.Module):
     Logits are -inf at nodes that are no candidates. A node's first state is what its words say
     plus a vector of its type; what the query's words say is added to the start's node and its
     mentions. A derived class may change that (`first_states`). layers: GraphLayers; one layer may
-    stand there several times. A link's logit has a bias for each head, kind of link and pair of
-    node types. words: how many are known. Source: HDE, Tu et al. 2019.
+    stand there several times. A link's logit has a bias for each head, type of link and pair of
+    node types. words: size of the vocabulary. Source: HDE, Tu et al. 2019.
     """
 
     def __init__(self, words, dim, heads, layers):
@@ -1778,10 +1678,10 @@ class QuestionReader(nn.Module):
 
 
 def class_weighted_cross_entropy(logits, label):
-    """Cross-entropy [V, 2], [V] -> scalar; a class weighs the share of the other's nodes.
+    """Cross-entropy: logits [V, 2], labels [V] -> scalar.
 
-    Labels IGNORED are skipped. Source: the authors of PATTERN; without the weights a model
-    gains by ignoring the small class.
+    Each class is weighted by the other's share of the nodes. Labels IGNORED are skipped.
+    Source: the authors of PATTERN; without the weights a model gains by ignoring the small class.
     """
     count = torch.stack([(label == 0).sum(), (label == 1).sum()])
     total = count.sum()
@@ -1933,6 +1833,7 @@ def train(model, batches, *, seed, lr, epochs, clip, held_out=None, checkpoint=N
     """
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     log = GradientLog(model)
+    # `record` appends to the lists of log.rows, which rows shares
     rows = log.rows | {name: [] for name in ("loss", "gradient_norm", "recall", "auc", "margin")}
     start = restore(checkpoint, model, optimizer, rows)
     scored = batches if held_out is None else held_out
@@ -1977,7 +1878,10 @@ def cut_windows(part, starts, length, device):
 
 @torch.no_grad()
 def held_out_loss(model, text, length, windows=256):
-    """Mean loss in nats per byte over windows spread evenly over the held-out part."""
+    """Mean loss in nats per byte over so many `windows` of `length` bytes of the held-out part.
+
+    They are spread evenly over it. The model is in training mode afterwards.
+    """
     model.eval()
     device = model.embed.weight.device
     starts = np.linspace(0, len(text.held_out) - length - 1, windows).astype(int)
@@ -2056,8 +1960,9 @@ def train_reader(model, batches, *, steps, lr, validation=None, points=10):
     optimizer = torch.optim.AdamW(parameters, lr, (0.9, 0.98), weight_decay=0.01, fused=True)
     losses = []
     curves = {name: [] for name in validation or {}}
+    scored = {math.ceil(i * steps / points) for i in range(points + 1)}
     for step in range(steps + 1):
-        if step * points // steps > (step - 1) * points // steps:
+        if step in scored:
             for name, curve in curves.items():
                 curve.append(answered(model, validation[name]).float().mean())
         if step == steps:
@@ -2080,7 +1985,7 @@ def interleaved_medians(steps, rounds, device="cpu"):
     """Median seconds per call of each function in {name: function}: {name: seconds}.
 
     All take turns in every round, so that what slows the machine slows them alike. Two rounds
-    before pay for pages and kernels. The thread count is the caller's to state.
+    before are not counted: they load pages and kernels. The thread count is the caller's to state.
     """
     times = {name: [] for name in steps}
     for number in range(rounds + 2):
@@ -2468,68 +2373,11 @@ def input_file(text):
     if not path.is_file():  # a pipe can be read only once, and every process has to read it
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular file; save it to one first")
     try:
-        found = InputFile(hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        found = InputFile(short_hash(path.read_bytes(), 16))
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error.strerror}") from None
     found.path = str(path.resolve())
     return found
-
-
-def text_source(text):
-    """argparse type of --text: LIBRARY ("library"), or an InputFile known by its characters."""
-    if text in ("library", LIBRARY):
-        return LIBRARY
-    path = input_file(text).path
-    try:
-        found = InputFile(hashlib.sha256(read_characters(path).encode()).hexdigest()[:16])
-        found.path = path
-        load_text(found)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a UTF-8 text; convert it") from None
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--text ")) from None
-    return found
-
-
-def add_language_flags(parser, *, layers, dim, heads, steps):
-    """Add --layers, --dim, --heads, --length, --batch, --steps, --lr and --text."""
-    sizes = {  # default, largest value, meaning
-        "layers": (layers, 64, "layers"),
-        "dim": (dim, 1024, "width"),
-        "heads": (heads, 64, "heads"),
-        "length": (128, 1024, "bytes of context"),
-        "batch": (8, 128, "windows per batch"),
-        "steps": (steps, 10**6, "batches trained on"),
-    }
-    for name, (default, largest, meaning) in sizes.items():
-        kind = integer(1, largest)
-        parser.add_argument(f"--{name}", nargs="+", type=kind, default=[default], help=meaning)
-    parser.add_argument(
-        "--lr", nargs="+", type=positive_float, default=[2e-3], help="AdamW's learning rate"
-    )
-    parser.add_argument(
-        "--text",
-        nargs="+",
-        type=text_source,
-        default=[LIBRARY],
-        help="a UTF-8 file; library: the documentation of the standard library",
-    )
-
-
-MOST_BYTES = 2**14  # per batch; more do not fit into memory
-
-
-def check_language_flags(config, text):
-    """Raise UsageError, with the flags to blame, for sizes that do not fit each other."""
-    if config.dim % (2 * config.heads):  # rotary positions turn pairs of channels
-        message = f"--heads {config.heads}: twice as many do not divide --dim {config.dim}"
-        raise UsageError(message)
-    if config.length >= len(text.held_out):
-        held_out = f"{len(text.held_out):,} bytes are held out of the text"
-        raise UsageError(f"--length {config.length}: {held_out}; give a shorter context")
-    if config.batch * config.length > MOST_BYTES:
-        flags = f"--batch {config.batch} with --length {config.length}"
-        raise UsageError(f"{flags}: more than {MOST_BYTES:,} bytes per batch; give smaller ones")
 
 
 def make_parser(doc, seeds, ablation_seeds=None):
@@ -2655,11 +2503,6 @@ def choose_arms(arms, ablations, base, given, options):
 
 
 # %% 12 Reach
-
-
-def short_hash(text, digits=8):
-    """The first hex digits of a text's sha256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
 
 
 class Module(NamedTuple):

@@ -37,6 +37,7 @@ Rule        10 paired seeds, 5 for ablations. A check holds if its 95% interval 
 Cost        38 min on 2 cores; `--layers 1 --arms softmax sigmoid` 3 min
 """
 
+import argparse
 import itertools
 
 import core
@@ -51,6 +52,7 @@ FLAGS = {  # what each chooses from, the usual first, and its meaning
     "post-attn-norm": (["none", "rms_norm"], "norm of a head's output"),
     "position": (["linear", "rotary", "none"], "learned logit bias linear in distance, or rotary"),
 }
+MAX_BYTES = 2**14  # per batch; more do not fit into memory
 BUGS = ["none", "whole-tensor", "no-position"]
 
 
@@ -63,6 +65,47 @@ def add_attention_flags(parser, names):
         )
 
 
+def text_source(text):
+    """argparse type of --text: "library", or a core.InputFile known by its characters."""
+    if text in ("library", core.LIBRARY):
+        return core.LIBRARY
+    path = core.input_file(text).path
+    try:
+        found = core.InputFile(core.short_hash(core.read_characters(path), 16))
+        found.path = path
+        core.load_text(found)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a UTF-8 text; convert it") from None
+    except core.UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return found
+
+
+def add_language_flags(parser, *, layers, dim, heads, steps):
+    """Add --layers, --dim, --heads, --length, --batch, --steps, --lr and --text."""
+    sizes = {  # default, largest value, meaning
+        "layers": (layers, 64, "layers"),
+        "dim": (dim, 1024, "width"),
+        "heads": (heads, 64, "heads"),
+        "length": (128, 1024, "bytes of context"),
+        "batch": (8, 128, "windows per batch"),
+        "steps": (steps, 10**6, "batches trained on"),
+    }
+    for name, (default, largest, meaning) in sizes.items():
+        size_type = core.integer(1, largest)
+        parser.add_argument(f"--{name}", nargs="+", type=size_type, default=[default], help=meaning)
+    parser.add_argument(
+        "--lr", nargs="+", type=core.positive_float, default=[2e-3], help="AdamW's learning rate"
+    )
+    parser.add_argument(
+        "--text",
+        nargs="+",
+        type=text_source,
+        default=[core.LIBRARY],
+        help="a UTF-8 file; library: the documentation of the standard library",
+    )
+
+
 parser = core.make_parser(__doc__, seeds=10, ablation_seeds=5)
 parser.set_defaults(first_seed=100)  # tolerances were chosen knowing 0 to 16
 add_attention_flags(parser, FLAGS)
@@ -73,7 +116,7 @@ parser.add_argument(
     default=BUGS[:1],
     help="norms over the whole tensor; tanh and no activation without position and mask",
 )
-core.add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
+add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
 
 SIGMOID = {"attn_activ": "sigmoid"}
 TANH = {"attn_activ": "tanh"}
@@ -171,7 +214,7 @@ class UnmaskedAttention(core.CausalAttention):
 def trial(config, seed, job):
     """Train on the first part of the text, measure the loss on the held-out part."""
     text = core.load_text(config.text)
-    core.check_language_flags(config, text)
+    check_language_flags(config, text)
     with core.initialised_from(seed):
         layers = [make_layer(config) for _ in range(config.layers)]
         model = core.LanguageModel(layers, config.dim).to(job.device)
@@ -193,6 +236,20 @@ def trial(config, seed, job):
         "kB trained on": config.steps * config.batch * config.length / 1000,
         "text": text.digest(),
     }
+
+
+def check_language_flags(config, text):
+    """Raise UsageError, with the flags to blame, for sizes that do not fit each other."""
+    if config.dim % (2 * config.heads):  # rotary positions turn pairs of channels
+        message = f"--heads {config.heads}: twice as many do not divide --dim {config.dim}"
+        raise core.UsageError(message)
+    if config.length >= len(text.held_out):
+        held_out = f"{len(text.held_out):,} bytes are held out of the text"
+        raise core.UsageError(f"--length {config.length}: {held_out}; give a shorter context")
+    if config.batch * config.length > MAX_BYTES:
+        flags = f"--batch {config.batch} with --length {config.length}"
+        most = f"at most {MAX_BYTES:,} bytes per batch"
+        raise core.UsageError(f"{flags}: {most}; give smaller ones")
 
 
 def make_layer(config):

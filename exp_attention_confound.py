@@ -38,7 +38,7 @@ import math
 
 import core
 from core import OURS, Check, Claim
-from exp_attention_ablation import add_attention_flags
+from exp_attention_ablation import add_attention_flags, add_language_flags, check_language_flags
 
 import numpy as np
 from torch import nn
@@ -84,7 +84,7 @@ parser.add_argument(
     help="channels of queries and keys over all heads",
 )
 add_attention_flags(parser, ["attn-activ", "post-attn-norm"])
-core.add_language_flags(parser, layers=8, dim=64, heads=1, steps=400)
+add_language_flags(parser, layers=8, dim=64, heads=1, steps=400)
 
 SIGMOID = {"attn_activ": "sigmoid"}
 NORM = {"post_attn_norm": "rms_norm"}
@@ -186,7 +186,7 @@ class FixedSchedule:
 def trial(config, seed, job):
     """Train by the arm's schedule, measure the held-out loss and what the schedule did."""
     text = core.load_text(config.text)
-    core.check_language_flags(config, text)
+    check_language_flags(config, text)
     if config.query_dim % config.heads:
         flags = f"--query-dim {config.query_dim}: --heads {config.heads}"
         raise core.UsageError(f"{flags} do not divide it")

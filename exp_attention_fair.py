@@ -40,7 +40,7 @@ import math
 
 import core
 from core import OURS, Check, Claim
-from exp_attention_ablation import add_attention_flags
+from exp_attention_ablation import add_attention_flags, add_language_flags, check_language_flags
 
 import numpy as np
 import torch
@@ -70,7 +70,7 @@ parser.add_argument(
     default=["plain"],
     help="what acts on the attention's output before it is added: a layer norm or LayerScale",
 )
-core.add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
+add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
 
 SIGMOID = {"attn_activ": "sigmoid"}
 FRO = {"qk_norm": "fro_norm"}
@@ -181,7 +181,7 @@ class LayerScale(nn.Module):
 def trial(config, seed, job):
     """Measure the attention's sums before training, train, measure the held-out loss."""
     text = core.load_text(config.text)
-    core.check_language_flags(config, text)
+    check_language_flags(config, text)
     with core.initialised_from(seed):
         layers = [make_layer(config) for _ in range(config.layers)]
         model = core.LanguageModel(layers, config.dim).to(job.device)

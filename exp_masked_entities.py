@@ -36,7 +36,7 @@ import itertools
 
 import core
 from core import OURS, Check, Claim
-from exp_query_node import HEADS, HOPS, SOLVED, question_file
+from exp_query_node import HEADS, HOPS, SOLVED, QuestionFile, question_file
 
 import numpy as np
 import torch
@@ -102,7 +102,7 @@ def trial(config, seed, job):
     """Pretrain a reader; then, from there, train it on each number of labelled questions."""
     source = core.QuestionSource(core.World(facts=12, restated=config.restated), (1, 2))
     if config.questions != "generated":
-        source = core.QuestionFile(config.questions.path)
+        source = QuestionFile(config.questions.path)
     with core.initialised_from(seed):
         layers = [core.GraphLayer(config.dim, HEADS)] * config.layers
         initial = core.QuestionReader(len(source.words), config.dim, HEADS, layers).to(job.device)
@@ -178,7 +178,7 @@ def pretrain(learner, source, config, seed, device):
             batch.answer = torch.tensor(words, device=device)
         return batch
 
-    rng = core.stream(seed, "fresh patterns")
+    rng = core.stream(seed, "fresh patterns")  # "train" draws the batches of labelled questions
     batches = (draw(rng, BATCH) for _ in itertools.count())
     other = {FOUND: [draw(core.stream(0, "val"), config.test_questions)]}
     history = core.train_reader(learner, batches, steps=config.pretraining, lr=LR, validation=other)

@@ -34,7 +34,12 @@ Rule        12 paired seeds from 100 on. Seeds 0 to 16 were used in development;
 Cost        40 min on 2 cores; `--questions FILE.jsonl --arms start` for questions of your own
 """
 
+import functools
 import itertools
+import json
+import re
+import unicodedata
+from pathlib import Path
 
 import core
 from core import OURS, Check, Claim
@@ -46,7 +51,7 @@ from torch import nn
 
 
 def question_file(text):
-    """argparse type: "generated", or a file of questions (core.QuestionFile)."""
+    """argparse type: "generated", or a file of questions (QuestionFile)."""
     return text if text == "generated" else core.input_file(text)
 
 
@@ -120,7 +125,7 @@ TINY = {"dim": 8, "layers": 2, "steps": 10, "batch": 4, "test_questions": 20}
 
 HEADS = 4
 SOLVED = 0.95
-MOST_WORDS = 256  # a context node reads at most so many of its passage, or of the query
+MAX_WORDS = 256  # a context node reads at most so many of its passage, or of the query
 HOPS = {1: "1 hop", 2: "2 hops", 3: "3 hops"}
 CURVE = "accuracy by step"
 BASELINES = ("query-blind baseline", "start-blind baseline")
@@ -157,7 +162,7 @@ def make_source(config):
     """Where questions come from: generated, or the user's file."""
     if config.questions == "generated":
         return core.QuestionSource(core.World(), config.hops)
-    return core.QuestionFile(config.questions.path)
+    return QuestionFile(config.questions.path)
 
 
 def score(name, right, questions):
@@ -177,7 +182,7 @@ def add_context_nodes(question):
     word, node, slot = map(list, (question.word, question.node, question.slot))
     for new, home in enumerate(homes, len(question.node_type)):
         for holder in (0, home):
-            held = [i for i, one in enumerate(question.node) if one == holder][:MOST_WORDS]
+            held = [i for i, one in enumerate(question.node) if one == holder][:MAX_WORDS]
             word += [question.word[i] for i in held]
             slot += [question.slot[i] for i in held]
             node += [new] * len(held)
@@ -252,7 +257,7 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, dim):
         super().__init__()
-        self.position = nn.Parameter(0.5 * torch.randn(2, MOST_WORDS, dim))
+        self.position = nn.Parameter(0.5 * torch.randn(2, MAX_WORDS, dim))
         self.layers = nn.ModuleList([core.GraphLayer(dim, HEADS) for _ in range(2)])
 
     def forward(self, embed, batch, context):
@@ -265,12 +270,150 @@ class ContextEncoder(nn.Module):
         is_text = batch.slot[place] == core.TEXT
         asked = keep & ~is_text
         count = asked.sum(1, keepdim=True)
-        number = torch.where(is_text, number - count, number).clamp(0, MOST_WORDS - 1)
+        number = torch.where(is_text, number - count, number).clamp(0, MAX_WORDS - 1)
         x = embed(batch.word[place]) + self.position[is_text.long(), number]
         bias = torch.zeros_like(x[..., 0]).masked_fill(~keep, -1e9)[:, None, None]
         for layer in self.layers:
             x = layer(x, bias, None)
         return (x * (asked / count)[..., None]).sum(1)
+
+
+# Questions of the user's own
+
+MAX_NODES = 512  # of a question: attention takes memory for every pair of nodes
+SENTENCE_WORDS = 64  # a mention holds at most so many of its sentence's other words
+SPACELESS = (  # first and last letter of scripts that are written without spaces
+    ("\u0e00", "\u0eff"), ("\u1000", "\u109f"), ("\u1780", "\u17ff"), ("\u3040", "\u30ff"),
+    ("\u3400", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0003ffff"),
+)  # fmt: skip
+
+
+@functools.cache
+def letter_class(letter):
+    """Class of a character: "w" makes words, "m" is a mark, " " is white space, "s" any other."""
+    category = unicodedata.category(letter)
+    if letter.isspace():
+        return " "
+    if category[0] == "M" or category == "Cf":
+        return "m"
+    spaceless = any(first <= letter <= last for first, last in SPACELESS)
+    return "w" if category[0] in "LN" and not spaceless else "s"
+
+
+def read_tokens(text):
+    """The tokens of a text, and whether white space follows each: two lists.
+
+    A token is a word, a single sign, or a single letter of a script that is written without
+    spaces, whose names are so found wherever their letters stand in a row. Letters keep their
+    marks, composed or not (NFC); large and small letters are the same.
+    """
+    text = unicodedata.normalize("NFC", text.casefold())
+    classes = "".join(map(letter_class, text))
+    spans = [match.span() for match in re.finditer("w[wm]*|[sm]m*", classes)]
+    return [text[i:j] for i, j in spans], [classes[j : j + 1] in ("", " ") for _, j in spans]
+
+
+def read_passage(text, names):
+    """A passage for `core.build_question`, of tokens. names: {tokens of a name: its entity}.
+
+    The longest name that begins at a token counts. A sentence ends with . ! ? before white space,
+    or with 。！？, but not inside a name such as "St. Louis".
+    """
+    tokens, spaced = read_tokens(text)
+    lengths = sorted({len(name) for name in names}, reverse=True)
+    sentences = [([], [], 0)]
+    place = 0
+    while place < len(tokens):
+        spans = [tuple(tokens[place : place + length]) for length in lengths]
+        named = [span for span in spans if span in names]
+        entities, said, _ = sentences[-1]
+        token = tokens[place]
+        if named:
+            entities.append(names[named[0]])
+        elif token in "。！？" or (token in ".!?" and spaced[place]):
+            sentences.append(([], [], 0))
+        elif len(said) < SENTENCE_WORDS:
+            said.append(token)
+        place += len(named[0]) if named else 1
+    return tokens, sentences
+
+
+def read_question(row):
+    """The Question that one line of a file holds, with tokens for words.
+
+    Raises ValueError that says what is wrong.
+    """
+    if not isinstance(row, dict):
+        raise ValueError("not an object")
+    tokens = {}
+    for key in ("start", "answer", "candidates", "relations", "passages", "entities"):
+        texts = [row.get(key)] if key in ("start", "answer") else row.get(key, [])
+        filled = isinstance(texts, list) and (texts or key == "entities")
+        if not filled or not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f'"{key}" is missing, empty, or not of texts')
+        tokens[key] = [tuple(read_tokens(text)[0]) for text in texts]
+    (start,), (answer,) = tokens["start"], tokens["answer"]
+    candidates = dict.fromkeys(tokens["candidates"])
+    if len(tokens["relations"]) > core.MAX_HOPS:
+        raise ValueError(f'"relations" has more than {core.MAX_HOPS} entries')
+    if len(candidates) < len(tokens["candidates"]):
+        alike = max(candidates, key=tokens["candidates"].count)
+        raise ValueError(f'two of the candidates read alike, as "{" ".join(alike)}"')
+    if answer not in candidates:
+        raise ValueError('"answer" does not stand among "candidates"')
+
+    named = list(dict.fromkeys([*candidates, start, *tokens["entities"]]))
+    entity = {name: number for number, name in enumerate(named)}
+    passages = [read_passage(text, entity) for text in row["passages"]]
+    choice = range(len(candidates))
+    question = core.build_question(
+        named, choice, entity[start], entity[answer], tokens["relations"], passages
+    )
+    nodes = len(question.node_type)
+    if nodes > MAX_NODES:
+        raise ValueError(f"{nodes} names and mentions, at most {MAX_NODES}; shorten the passages")
+    return question
+
+
+class QuestionFile:
+    """The user's own questions, every fifth held out; with the methods of a core.QuestionSource.
+
+    A line is an object with the texts "start" and "answer", the lists of texts "candidates",
+    "relations" (1 to 3) and "passages", and maybe "entities", other names to be linked. Raises
+    UsageError that names the line.
+    """
+
+    def __init__(self, path):
+        number = {"": 0, "[masked]": core.MASKED_WORD}
+        questions = []
+        for i, line in enumerate(Path(path).read_bytes().splitlines()):
+            try:
+                if line.strip():
+                    questions.append(read_question(json.loads(line)))
+            except ValueError as error:
+                broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
+                reason = "not JSON" if broken else error
+                raise core.UsageError(f"--questions {path}: line {i + 1}: {reason}") from None
+        if len(questions) < 10:
+            raise core.UsageError(f"--questions {path}: give at least 10 questions, one per line")
+        for i, one in enumerate(questions):
+            words = tuple(number.setdefault(word, len(number)) for word in one.word)
+            questions[i] = one._replace(word=words)
+        self.words = list(number)
+        self.training = [one for i, one in enumerate(questions) if i % 5 != 4]
+        self.testing = questions[4::5]
+        self.hops = tuple(sorted({one.hops for one in self.testing}))
+
+    def draw(self, rng, count):
+        """[Question] * count of the training questions, none twice; all if there are fewer."""
+        return [self.training[i] for i in rng.permutation(len(self.training))[:count]]
+
+    def held_out(self, name, count):
+        """{hops: at most `count` Questions}; "val" and "test" are the same."""
+        return {h: [one for one in self.testing if one.hops == h][:count] for h in self.hops}
+
+
+# Claims and figures
 
 
 def solved(hops, **bounds):

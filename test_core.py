@@ -25,6 +25,8 @@ from fractions import Fraction
 from pathlib import Path
 
 import core
+import exp_attention_ablation as ablation
+import exp_query_node as query_node
 from core import OURS, Check, Claim
 
 import numpy as np
@@ -1017,8 +1019,13 @@ def test_worlds_without_questions_are_refused(changes, hops, flag):
         core.QuestionSource(core.World(**changes), hops)
 
 
+def test_questions_of_no_hop_are_refused():
+    with pytest.raises(core.UsageError, match=r"^--hops 0: at least 1"):
+        core.QuestionSource(core.World(), (0, 1))
+
+
 def test_links_against_their_definition():
-    questions = [*drawn(2, 3), core.read_question(HAND_WRITTEN)]
+    questions = [*drawn(2, 3), query_node.read_question(HAND_WRITTEN)]
     questions[2] = questions[2]._replace(word=tuple(range(len(questions[2].word))))
     link = core.QuestionBatch(questions).link
     mentions = (core.SUBJECT, core.OBJECT)
@@ -1084,7 +1091,7 @@ def canonical(question):
 @pytest.mark.parametrize(("hops", "world"), WORLDS[:3], ids=str)
 def test_a_question_written_as_text_is_the_same_graph(hops, world):
     for question in drawn(3, hops, world=world):
-        read = core.read_question(as_row(question))
+        read = query_node.read_question(as_row(question))
         names = question.word
         relations = 2 + world.names
         words = tuple(f"rel{word}" if word >= relations else f"name{word}" for word in names)
@@ -1093,7 +1100,7 @@ def test_a_question_written_as_text_is_the_same_graph(hops, world):
 
 
 def test_names_of_several_words_are_found_longest_first():
-    read = core.read_question(HAND_WRITTEN)
+    read = query_node.read_question(HAND_WRITTEN)
     said = words_by_node(read)
     kinds = [core.NODE_TYPES[kind] for kind in read.node_type]
     assert kinds == [
@@ -1118,7 +1125,7 @@ def row_about(passages, candidates, start="Asha"):
 
 def mentions_of(row):
     """(name of the entity, number of the sentence) of each mention."""
-    read = core.read_question(row)
+    read = query_node.read_question(row)
     words = words_by_node(read)
     return [
         ("".join(words[entity][core.NAME]), sentence)
@@ -1160,10 +1167,10 @@ def mentions_of(row):
 )
 def test_names_of_any_script_are_told_apart_and_found(passages, candidates):
     found = mentions_of(row_about(passages, candidates))
-    names = {"".join(core.read_tokens(name)[0]) for name in candidates}
+    names = {"".join(query_node.read_tokens(name)[0]) for name in candidates}
     assert len(names) == 2
     assert names <= {name for name, _ in found}
-    assert found[:2] == [("asha", 0), ("".join(core.read_tokens(candidates[0])[0]), 0)]
+    assert found[:2] == [("asha", 0), ("".join(query_node.read_tokens(candidates[0])[0]), 0)]
 
 
 def test_a_name_with_a_full_stop_joins_no_sentences():
@@ -1179,7 +1186,7 @@ def test_candidates_that_read_alike_are_refused_with_their_line(pair, tmp_path):
     with pytest.raises(
         core.UsageError, match=r"own\.jsonl: line 7: two of the candidates read alike"
     ):
-        core.QuestionFile(write_questions(tmp_path, rows))
+        query_node.QuestionFile(write_questions(tmp_path, rows))
 
 
 def test_a_long_text_takes_memory_in_proportion(tmp_path):
@@ -1191,16 +1198,16 @@ def test_a_long_text_takes_memory_in_proportion(tmp_path):
         )
         path = write_questions(tmp_path, [HAND_WRITTEN] * 9 + [long_word, sentence])
         tracemalloc.start()
-        read = core.QuestionFile(path)
+        read = query_node.QuestionFile(path)
         used.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         longest = max(read.training + read.testing, key=lambda one: len(one.word))
-        assert len(longest.word) < letters // 20 + 201 * (2 + core.SENTENCE_WORDS) + 1000
+        assert len(longest.word) < letters // 20 + 201 * (2 + query_node.SENTENCE_WORDS) + 1000
     assert used[1] < 2.2 * used[0]
     assert used[1] < 150e6
     with pytest.raises(core.UsageError, match=r"line 10: .* names and mentions, at most 512"):
         rows = [HAND_WRITTEN] * 9 + [row_about(["Oslo " * 600], ["Oslo", "Rome"])]
-        core.QuestionFile(write_questions(tmp_path, rows))
+        query_node.QuestionFile(write_questions(tmp_path, rows))
 
 
 @pytest.mark.parametrize(
@@ -1224,14 +1231,14 @@ def test_a_bad_question_is_named_with_its_line(change, said, tmp_path):
     rows = [HAND_WRITTEN] * 12
     rows[6] = change if isinstance(change, bytes) else HAND_WRITTEN | change
     with pytest.raises(core.UsageError, match=rf"^--questions .*own\.jsonl: line 7: .*{said}"):
-        core.QuestionFile(write_questions(tmp_path, rows))
+        query_node.QuestionFile(write_questions(tmp_path, rows))
 
 
 def test_a_file_holds_every_fifth_question_out(tmp_path):
     rows = [
         HAND_WRITTEN | {"start": f"city{i}", "relations": ["r"] * (1 + i % 2)} for i in range(12)
     ]
-    read = core.QuestionFile(write_questions(tmp_path, rows))
+    read = query_node.QuestionFile(write_questions(tmp_path, rows))
     starts = [read.words[one.word[0]] for one in read.testing]
     assert starts == ["city4", "city9"]
     assert read.hops == (1, 2)
@@ -1239,12 +1246,12 @@ def test_a_file_holds_every_fifth_question_out(tmp_path):
     drawn_starts = [read.words[one.word[0]] for one in read.draw(np.random.default_rng(0), 99)]
     assert sorted(drawn_starts) == sorted(f"city{i}" for i in range(12) if i % 5 != 4)
     with pytest.raises(core.UsageError, match="at least 10 questions"):
-        core.QuestionFile(write_questions(tmp_path, rows[:9]))
+        query_node.QuestionFile(write_questions(tmp_path, rows[:9]))
 
 
 def mixed_questions():
     """Questions of several sizes, one of them read from text."""
-    read = core.read_question(HAND_WRITTEN)
+    read = query_node.read_question(HAND_WRITTEN)
     number = {word: 2 + i for i, word in enumerate(dict.fromkeys(read.word))}
     read = read._replace(word=tuple(number[word] for word in read.word))
     return [*drawn(1, 1), *drawn(1, 3, world=core.World()), read, *drawn(1, 2, 5)]
@@ -2223,7 +2230,7 @@ def test_the_standard_library_speaks_english():
     assert len(text.train) > 5e5
     assert 0.03 < len(text.held_out) / len(text.train) < 0.2
     assert train.count(" the ") > 3000
-    assert core.text_source("library") == core.text_source(core.LIBRARY) == core.LIBRARY
+    assert ablation.text_source("library") == ablation.text_source(core.LIBRARY) == core.LIBRARY
 
 
 def test_docstrings_of_a_source():
@@ -2236,19 +2243,19 @@ def test_docstrings_of_a_source():
 @pytest.mark.parametrize("joint", ["\n\n", "\n", " "])
 def test_an_own_text_is_split_by_paragraphs_lines_or_pieces(joint, tmp_path):
     path = write_text(tmp_path, joint)
-    text = core.load_text(core.text_source(str(path)))
+    text = core.load_text(ablation.text_source(str(path)))
     whole = path.read_text()
     words = as_characters(text.train).split() + as_characters(text.held_out).split()
     assert whole.startswith(as_characters(text.train).split()[0])
     assert len(words) > 0.9 * len(whole.split())
-    assert min(len(text.train), len(text.held_out)) >= core.LEAST_BYTES
+    assert min(len(text.train), len(text.held_out)) >= core.MIN_BYTES
 
 
 def test_an_own_text_is_known_by_its_characters_alone(tmp_path):
     plain = write_text(tmp_path)
     marked = write_text(tmp_path, prefix=b"\xef\xbb\xbf", name="marked.txt")
     other = write_text(tmp_path, "\n", name="other.txt")
-    sources = [core.text_source(str(path)) for path in (plain, marked, other)]
+    sources = [ablation.text_source(str(path)) for path in (plain, marked, other)]
     assert sources[0] == sources[1] != sources[2]
     assert core.settings_key({"text": sources[0]}) == core.settings_key({"text": sources[1]})
     assert sources[1].path == str(marked)
@@ -2272,7 +2279,7 @@ def test_a_text_that_cannot_be_used_is_refused(content, said, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(argparse.ArgumentTypeError, match=rf"own\.txt.*{said}"):
-        core.text_source(str(path))
+        ablation.text_source(str(path))
 
 
 @pytest.mark.parametrize(
@@ -2286,7 +2293,7 @@ def test_a_text_that_cannot_be_used_is_refused(content, said, tmp_path):
 )
 def test_a_size_that_is_too_large_is_refused_by_its_own_flag(flags, named, capsys):
     parser = core.make_parser("Test.", seeds=1)
-    core.add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
+    ablation.add_language_flags(parser, layers=2, dim=128, heads=4, steps=250)
     with pytest.raises(SystemExit) as end:
         core.parse(parser, flags)
     assert end.value.code == 2
@@ -2305,9 +2312,9 @@ def test_a_size_that_is_too_large_is_refused_by_its_own_flag(flags, named, capsy
 def test_sizes_that_do_not_fit_each_other_are_refused(sizes, named):
     usual = {"dim": 128, "heads": 4, "length": 128, "batch": 8}
     text = core.Text(np.zeros(999, np.uint8), np.zeros(300, np.uint8))
-    core.check_language_flags(argparse.Namespace(**usual), text)
+    ablation.check_language_flags(argparse.Namespace(**usual), text)
     with pytest.raises(core.UsageError, match=named):
-        core.check_language_flags(argparse.Namespace(**usual | sizes), text)
+        ablation.check_language_flags(argparse.Namespace(**usual | sizes), text)
 
 
 ACTIVATIONS = ("softmax", "sigmoid", "tanh", "none")

@@ -93,7 +93,7 @@ LANGUAGE_EFFECTS = {
     "batch": ({}, 3),
     "steps": ({}, 20),
     "lr": ({}, 1e-2),
-    "text": ({}, core.text_source(core.__file__)),
+    "text": ({}, ablation.text_source(core.__file__)),
 }
 # A user's questions, of 1 and of 2 hops on either side of the split
 OWN_FOLDER = tempfile.TemporaryDirectory()
@@ -3900,7 +3900,7 @@ def drawn_questions(count=2, hops=2, seed=0):
 
 
 def own_question(row=0):
-    return core.QuestionFile(OWN_PATH).training[row]
+    return query_node.QuestionFile(OWN_PATH).training[row]
 
 
 def placed(**changes):
@@ -4275,7 +4275,7 @@ def test_a_namer_reads_the_states_of_masked_entities():
 def test_masked_entities_need_passages_that_name_a_candidate():
     row = OWN_ROWS[0] | {"passages": ["Zoë paints.", "It rains."]}
     with pytest.raises(core.UsageError, match="name no candidate"):
-        masked_entities.mask_mention(core.read_question(row), np.random.default_rng(0))
+        masked_entities.mask_mention(query_node.read_question(row), np.random.default_rng(0))
 
 
 def test_masked_entities_leave_the_labelled_questions_of_a_seed_as_they_are():
