@@ -9,39 +9,53 @@ Setup       Input: the 3 x 3 cells, each alive with probability 0.254; target: t
             [9, 512, 512, 1], at uniform values normalised to sum 1. A step, the journal's epoch, is
             plain SGD at 0.1 on the mean squared error of a batch. exp_speed has the time of a step
             ("very very slow"), exp_logic_blowup the causes of the blow-ups that are counted here.
-            What the journal leaves open, and why we took it:
-            - Share of live cells 0.254. It gives the 0.29 that the journal predicts for all inputs,
-              and the best linear and quartic polynomials of the cells have losses of 0.161 and
-              0.075, near its 0.164 and 0.074. A share of 0.485 gives the same 0.29, and 0.153 and
-              0.092, so both are run.
-            - Every step draws a new batch: of only 512 neighbourhoods, a fixed set differs little.
-            - Batch of the 512 units: 1024 and 128, since the journal says "128 (wait, 1024?)".
+            What the journal leaves open, and what we took:
+            - Share of live cells 0.254. At this share 0.29 of the centre cells live next, and the
+              journal's networks predict 0.29 for all inputs; the best linear and quartic
+              polynomials of the cells have losses of 0.161 and 0.075, near its 0.164 and 0.074. A
+              share of 0.485 gives the same 0.29, and 0.153 and 0.092, so both are run.
+            - A new batch for every step. There are only 512 neighbourhoods, so that a fixed set
+              would hardly differ.
+            - Batch of the 512 units: 1024 and 128, since the journal says "128 (wait, 1024?)". At
+              the learning rate 0.01 ReLU, AND, XOR and OR are run with 128 alone, for their cost.
             - Weights and biases from N(0, 0.01^2), the scale of JAX's own examples.
 Hypothesis  All 16 gates, or 15 and ReLU, stay at 0.2 and predict 0.3 for all inputs. ReLU, AND, XOR
             and OR learn, and take ten times the steps at 0.01. With 48 units, AND, XOR, OR and NAND
             learn without ReLU, but take 5 to 10 times as many steps; AND and OR take a few more.
-            Ours: at equal weights the 16 gates add up to 1/2 whatever a and b, so no operand gets a
-            gradient; uniform weights break this, and the loss stays at 0.2 all the same.
-Rule        20 paired seeds from 100 on, 8 for all 16 gates and for 512 units. A check holds if its
+            Ours: the journal suspects that the gates are not non-linear enough, but the best linear
+            function is better than 0.2. At equal weights the 16 gates add up to 1/2 whatever a and
+            b; uniform weights break this symmetry, and the loss stays at 0.2 all the same.
+Rule        20 paired seeds from 300 on, 8 for all 16 gates and for 512 units. A check holds if its
             95% interval lies inside its bounds and fails if it lies outside; one failed check
-            refutes a claim. One share of live cells is enough, and one batch size where the journal
-            names two; of a ratio or difference of two arms, the share nearer to the journal counts.
+            refutes a claim. One share of live cells is enough, and one of the batch sizes run. For
+            a ratio or a difference of two arms we take the share of live cells whose mean is nearer
+            to the journal's number, which favours the journal.
+
             Loss: mean squared error over all 512 neighbourhoods, weighted by their probability in
             training, every 10 steps; the loss after n steps is the lowest so far. "0.2" means 0.19
             to 0.21, judged for networks that never blow up. The same prediction for all inputs
-            means that after these steps the outputs have a mean of 0.25 to 0.35 and a standard
-            deviation (spread) below 0.05; the same output means a spread below 1e-6 at the end.
-            At 512 units a loss is reached if the mean is at most 0.01 above it: 0.1 for 0.09; 0.18,
-            0.165 and 0.084 for 0.17, "0.15-6" and 0.074. Ten times the steps means 7 to 13 times
-            the steps to 0.15, of the seeds that get there at both learning rates.
-            At 48 units more than half of the networks have to get below the journal's loss within
-            1.5 times its steps, since it reports single runs; one that blows up before does not.
-            "Like 5-10x" means 4 to 12 times the steps to the journal's losses 0.0315 and 0.0139,
-            and sooner means fewer steps to 0.08, of the seeds that get there in both arms. "Never
-            below" is the share of networks that do not get there.
+            means that the outputs have a mean of 0.25 to 0.35 and a standard deviation (spread)
+            below 0.05.
+
+            512 units: a loss is reached if the mean is at most 0.01 above it: 0.1 for 0.09; 0.18,
+            0.165 and 0.084 for 0.17, "0.15-6" and 0.074.
+
+            48 units: more than half of the networks have to get below the journal's loss within 1.5
+            times its steps, since it reports single runs; one that blows up before does not.
+
+            Ratios of steps are judged by the mean of their log10. Ten times means 7 to 13 times the
+            steps to 0.15, log10 from 0.845 to 1.114. "Like 5-10x" means 4 to 12 times the steps to
+            the journal's losses 0.0315 and 0.0139, from 0.602 to 1.079. Sooner means at most 0.9 of
+            the steps to 0.08, so that AND and OR over the four gates is above 0.046. At 48 units a
+            network that never gets there, mostly since it blew up, counts with the last step of its
+            arm, or slow networks would drop out; at 512 units, and with ReLU, such seeds are left
+            out. A ratio is open unless over half of the seeds get there in both arms.
+
+            Column "never below x": share of networks whose loss is never below x.
 Cost        31 min on 2 cores; `--lr 0.1 0.05 --steps 5000 --seeds 4` 1 min
 """
 
+import functools
 import itertools
 import math
 
@@ -60,7 +74,7 @@ GATE_SETS = {
 }
 
 parser = core.make_parser(__doc__, seeds=20, ablation_seeds=8)
-parser.set_defaults(first_seed=100)  # tolerances were chosen knowing 0 to 15
+parser.set_defaults(first_seed=300)  # tolerances were chosen knowing 0 to 15
 parser.add_argument(
     "--gates",
     nargs="+",
@@ -134,7 +148,7 @@ TINY = {"width": 6, "batch": 16, "steps": 20}
 CHECK_EVERY = 10  # steps
 STEPS = (300, 500, 1000, 1200, 1500, 3000, 5000, 10_000, 15_000)  # where the journal reads a loss
 PREDICTED = (300, 500, 1200)  # where it reads the predictions
-LEVELS = (0.15, 0.08, 0.0315, 0.0139)
+LEVELS = (0.15, 0.08, 0.0315, 0.0139)  # whose steps are counted
 REACHED = (  # a loss that the journal reads, and 1.5 times its step
     (0.0315, 3750), (0.147, 3750), (0.15, 4500), (0.08, 7500), (0.08, 10_500), (0.0139, 14_922),
     (0.0431, 17_366),
@@ -157,9 +171,7 @@ def trial(config, seed, job):
     result = {
         "lowest loss": lowest[-1],
         "blew up": float(math.isfinite(blow_up)),
-        "step of blow-up": blow_up,
-        "spread of outputs": mean_and_spread(outputs[-1], config.alive)[1],
-        "right": ((outputs[-1] > 0.5) == (core.LIFE > 0.5)).mean(),
+        "best linear loss": best_losses(config.alive)["linear"],
         "loss by step": np.minimum(loss, 1.0),
     }
     for steps in STEPS:
@@ -172,6 +184,7 @@ def trial(config, seed, job):
         result[f"spread after {steps}"] = spread
     for level in LEVELS:
         result[f"steps to {level}"] = steps_to(level, loss)
+    for level in (0.0315, 0.0139):
         result[f"never below {level}"] = float(lowest[-1] >= level)
     for level, steps in REACHED:
         result[f"below {level} by step {steps}"] = float(steps_to(level, loss) <= steps)
@@ -234,6 +247,7 @@ def steps_to(level, loss):
     return float(CHECK_EVERY * below[0]) if len(below) > 0 else math.nan
 
 
+@functools.cache
 def best_losses(alive):
     """{name: loss} of always 0, of the mean, and of the best polynomial of each degree to 4.
 
@@ -263,46 +277,58 @@ SLOW = (
 FAST = (
     "512 units, ReLU AND XOR OR, batch 128",
     "512 units, ReLU AND XOR OR, batch 128, alive 0.485",
-    "512 units, ReLU AND XOR OR",
 )
+TENFOLD = "log10 of the ratio of steps to 0.15, lr 0.01 over 0.1"
+LOWER = "lowest loss, lr 0.01 minus 0.1"
+WITHOUT_RELU = "log10 of the ratio of steps to {}, without ReLU over with"
+SOONER = "log10 of the ratio of steps to 0.08, AND OR over four gates"
+LAST_STEP = {  # what a network counts with that never gets to a loss
+    **dict.fromkeys(FOUR, 15_000),
+    **dict.fromkeys(TWO, 17_400),
+}
 
 
 def across(run):
     """Ratios and differences of two arms, at the share of live cells nearer to the journal."""
     differences = [
         run.values(slow, "lowest loss") - run.values(fast, "lowest loss")
-        for slow, fast in zip(SLOW, FAST[:2], strict=True)
+        for slow, fast in zip(SLOW, FAST, strict=True)
     ]
     found = {
-        "steps to 0.15, lr 0.01 over 0.1": step_ratio(run, 0.15, SLOW, FAST[:2], 10, 10),
-        "lowest loss, lr 0.01 minus 0.1": min(differences, key=np.mean),
-        "steps to 0.08, four gates over two": step_ratio(run, 0.08, FOUR, TWO, 0, 0),  # the lower
+        TENFOLD: log_ratio(run, 0.15, SLOW, FAST, low=10, high=10),
+        LOWER: min(differences, key=np.mean),
+        SOONER: log_ratio(run, 0.08, TWO, FOUR, low=1e9, high=1e9),  # the larger ratio
     }
     for level in (0.0315, 0.0139):
-        ratio = step_ratio(run, level, FOUR, WITH_RELU, 5, 10)
-        found[f"steps to {level} without ReLU over with"] = ratio
+        found[WITHOUT_RELU.format(level)] = log_ratio(run, level, FOUR, WITH_RELU, low=5, high=10)
     return found
 
 
-def step_ratio(run, level, arms, others, low, high):
-    """Steps to a loss in one arm over those in another, of the seeds that get there in both: [n].
+def log_ratio(run, level, arms, others, low, high):
+    """log10 of the steps to a loss in one arm over those in another: [n].
 
     arms and others are pairs, for either share of live cells. The share counts at which the mean
-    ratio is nearer to the range from low to high.
+    is nearer to the journal's ratio, low to high. Empty unless over half of the seeds get there.
     """
     choices = []
     for arm, other in zip(arms, others, strict=True):
-        ratio = run.values(arm, f"steps to {level}") / run.values(other, f"steps to {level}")
-        choices.append(ratio[np.isfinite(ratio)])
-    return min(choices, key=lambda ratio: distance_to(ratio, low, high))
+        steps = run.values(arm, f"steps to {level}")
+        other_steps = run.values(other, f"steps to {level}")
+        get_there = np.isfinite(steps) & np.isfinite(other_steps)
+        if get_there.mean() > 0.5:
+            steps = np.where(np.isfinite(steps), steps, LAST_STEP.get(arm, math.nan))
+            other_last = LAST_STEP.get(other, math.nan)
+            other_steps = np.where(np.isfinite(other_steps), other_steps, other_last)
+            logs = np.log10(steps / other_steps)
+            choices.append(logs[np.isfinite(logs)])
+    low = math.log10(low)
+    high = math.log10(high)
+    return min(choices, key=lambda logs: distance_to(logs.mean(), low, high), default=np.zeros(0))
 
 
-def distance_to(ratios, low, high):
-    """How far the mean of ratios [n] lies outside low to high; infinite without one."""
-    if len(ratios) == 0:
-        return math.inf
-    mean = ratios.mean()
-    return max(low - mean, mean - high, 0.0)
+def distance_to(value, low, high):
+    """How far a value lies outside low to high."""
+    return max(low - value, value - high, 0.0)
 
 
 def constant_prediction(arm, steps):
@@ -344,18 +370,18 @@ CLAIMS = [
         "At a learning rate of 0.01 ReLU, AND, XOR and OR are still at a loss of 0.2 after 1500 "
         "steps",
         "lesser gate",
-        Check("loss after 1500", between=(0.19, 0.21), any_arm=SLOW),
+        Check("loss after 1500", between=(0.19, 0.21), any_arm=SLOW, unless="blew up"),
     ),
     Claim(
         "At a learning rate of 0.1 ReLU, AND, XOR and OR reach a loss of 0.09 within 1500 steps",
         "lesser gate",
-        Check("loss after 1500", below=0.1, any_arm=FAST),
+        Check("loss after 1500", below=0.1, any_arm=(*FAST, "512 units, ReLU AND XOR OR")),
     ),
     Claim(
         "At a learning rate of 0.01 the loss of ReLU, AND, XOR and OR is 0.2 after 1000 steps and "
         'reaches 0.17, "0.15-6" and 0.074 within 3000, 5000 and 15000',
         "lesser gate",
-        Check("loss after 1000", between=(0.19, 0.21), any_arm=SLOW),
+        Check("loss after 1000", between=(0.19, 0.21), any_arm=SLOW, unless="blew up"),
         Check("loss after 3000", below=0.18, any_arm=SLOW),
         Check("loss after 5000", below=0.165, any_arm=SLOW),
         Check("loss after 15000", below=0.084, any_arm=SLOW),
@@ -363,13 +389,13 @@ CLAIMS = [
     Claim(
         "With ReLU, AND, XOR and OR, dividing the learning rate by 10 takes 10 times the steps",
         "lesser gate",
-        Check("steps to 0.15, lr 0.01 over 0.1", between=(7, 13)),
+        Check(TENFOLD, between=(0.845, 1.114)),
     ),
     Claim(
-        "With ReLU, AND, XOR and OR, ten times the steps at a tenth of the learning rate reach a "
-        "lower lowest loss",
+        "With ReLU, AND, XOR and OR, ten times the steps at a tenth of the learning rate end with "
+        "a lower loss",
         "lesser gate",
-        Check("lowest loss, lr 0.01 minus 0.1", below=0),
+        Check(LOWER, below=0),
     ),
     Claim(
         "Most networks [9, 48, 48, 1] of ReLU, AND, XOR and OR fall below 0.0315 within 3750 steps "
@@ -391,16 +417,16 @@ CLAIMS = [
         reached("below 0.0139 by step 14922", FOUR),
     ),
     Claim(
-        "AND, XOR, OR and NAND take 5 to 10 times as many steps as ReLU, AND, XOR and OR, if both "
-        "reach the loss",
+        "AND, XOR, OR and NAND take 5 to 10 times as many steps as ReLU, AND, XOR and OR to 0.0315 "
+        "and to 0.0139",
         "48 x 48",
-        Check("steps to 0.0315 without ReLU over with", between=(4, 12)),
-        Check("steps to 0.0139 without ReLU over with", between=(4, 12)),
+        Check(WITHOUT_RELU.format(0.0315), between=(0.602, 1.079)),
+        Check(WITHOUT_RELU.format(0.0139), between=(0.602, 1.079)),
     ),
     Claim(
         "[9, 48, 48, 1] with all 16 gates is still at a loss of 0.2 after 10000 steps",
         "48 x 48",
-        Check("loss after 10000", between=(0.19, 0.21), arm="all 16"),
+        Check("loss after 10000", between=(0.19, 0.21), arm="all 16", unless="blew up"),
     ),
     Claim(
         "Most networks [9, 48, 48, 1] of AND and OR fall below 0.15 within 4500 steps and below "
@@ -418,18 +444,21 @@ CLAIMS = [
     Claim(
         "AND, XOR, OR and NAND converge sooner than AND and OR alone",
         "regulariser",
-        Check("steps to 0.08, four gates over two", below=1),
+        Check(SOONER, above=0.046),
     ),
     Claim(
-        "From equal weights all 16 gates give the same output for every input",
+        "The best linear function of the cells has a loss below 0.19, so that 0.2 is not the limit "
+        "of gates without non-linearity",
         OURS,
-        Check("spread of outputs", below=1e-6, arm="all 16"),
+        Check("best linear loss", below=0.19, arm="all 16"),
     ),
     Claim(
         "From uniform weights, which break the symmetry, all 16 gates are still at a loss of 0.2 "
         "after 10000 steps",
         OURS,
-        Check("loss after 10000", between=(0.19, 0.21), arm="all 16, uniform start"),
+        Check(
+            "loss after 10000", between=(0.19, 0.21), arm="all 16, uniform start", unless="blew up"
+        ),
     ),
 ]
 

@@ -335,9 +335,8 @@ EFFECTS = {
         "steps": ({}, 30),
     },
     "exp_masked_entities": {
-        "masked": ({}, "entity-named"),
-        "pretraining": ({"masked": "entity-chosen"}, 12),
-        "restated": ({}, 3),
+        "pretraining": ({}, "masked-entities"),
+        "pretraining_steps": ({"pretraining": "masked-entities"}, 12),
         "layers": ({}, 2),
         "dim": ({}, 12),
         "steps": ({}, 12),
@@ -3458,7 +3457,7 @@ def test_mean_and_spread_of_an_output_are_weighted_by_probability():
 class FakeRun:
     """Steps to every level and lowest loss; at 0.485 the journal fits better, but for AND OR.
 
-    With ReLU 100, 200 and 300 steps; without 2 times as many at 0.254, 7 times at 0.485, and with
+    With ReLU 1000, 2000 and 3000 steps; without 2 times as many at 0.254, 7 times at 0.485, and with
     AND OR 8 times at both; at a tenth of the learning rate 4 and 9 times.
     """
 
@@ -3468,25 +3467,28 @@ class FakeRun:
             lower = 0.01 if at_0485 else 0.001
             return np.full(3, 0.1 - lower if "lr 0.01" in arm else 0.1)
         if "lr 0.01" in arm:
-            return (9 if at_0485 else 4) * np.array([100.0, np.nan, 300.0])
+            return (9 if at_0485 else 4) * np.array([1000.0, np.nan, 3000.0])
         if "ReLU" in arm:
-            return np.array([100.0, 200.0, 300.0])
+            return np.array([1000.0, 2000.0, 3000.0])
         if arm.startswith("AND OR"):
-            return np.array([800.0, 1600.0, 2400.0])
-        return (7 if at_0485 else 2) * np.array([100.0, 200.0, np.nan])
+            return np.array([8000.0, 16_000.0, np.nan])
+        if metric == "steps to 0.0139":
+            return np.array([2000.0, np.nan, np.nan])
+        return (7 if at_0485 else 2) * np.array([1000.0, 2000.0, np.nan])
 
 
-def test_the_share_nearer_to_the_journal_counts_and_only_networks_that_get_there():
+def test_the_share_nearer_to_the_journal_counts_and_never_is_the_last_step():
     found = logic_gates.across(FakeRun())
-    for level in (0.0315, 0.0139):
-        assert found[f"steps to {level} without ReLU over with"].tolist() == [7, 7]
-    assert found["steps to 0.15, lr 0.01 over 0.1"].tolist() == [9, 9]
-    assert found["steps to 0.08, four gates over two"].tolist() == [0.25, 0.25]
-    np.testing.assert_allclose(found["lowest loss, lr 0.01 minus 0.1"], [-0.01] * 3)
-    assert logic_gates.distance_to(np.array([4.0, 5.0]), 5, 10) == 0.5
-    assert logic_gates.distance_to(np.array([12.0]), 5, 10) == 2
-    assert logic_gates.distance_to(np.array([6.0]), 5, 10) == 0
-    assert logic_gates.distance_to(np.array([]), 5, 10) == math.inf
+    without = 10 ** found[logic_gates.WITHOUT_RELU.format(0.0315)]
+    np.testing.assert_allclose(without, [7, 7, 15_000 / 3000])
+    assert len(found[logic_gates.WITHOUT_RELU.format(0.0139)]) == 0  # one of three gets there
+    np.testing.assert_allclose(10 ** found[logic_gates.TENFOLD], [9, 9])
+    sooner = 10 ** found[logic_gates.SOONER]
+    np.testing.assert_allclose(sooner, [4, 4, 17_400 / 15_000])  # at 0.254
+    np.testing.assert_allclose(found[logic_gates.LOWER], [-0.01] * 3)
+    assert logic_gates.distance_to(4.5, 5, 10) == 0.5
+    assert logic_gates.distance_to(12, 5, 10) == 2
+    assert logic_gates.distance_to(6, 5, 10) == 0
 
 
 def start_config(**settings):
@@ -4013,6 +4015,13 @@ def test_own_weights_that_are_equal_are_shared_ones():
     torch.testing.assert_close(own(batch), shared(batch))
 
 
+@pytest.mark.parametrize(
+    "curve, step", [([0.0, 0.5, 0.95, 0.9, 0.95], 500), ([0.0, 0.9, 0.9], 1000)]
+)
+def test_first_step_over_a_level(curve, step):
+    assert type_weights.first_step_over(0.9, np.array(curve), 1000) == step
+
+
 def test_matched_width_has_as_many_parameters():
     config = argparse.Namespace(**base_settings(type_weights) | {"dim": 64})
 
@@ -4229,24 +4238,23 @@ def test_peak_memory_of_known_calls():
 def test_the_names_of_masked_entities_are_stated_nowhere():
     """Another name in its place, in sentence and passage, leaves no trace."""
     for seed, question in enumerate([*drawn_questions(6), own_question()]):
-        after, name = masked_entities.mask_mention(question, np.random.default_rng(seed))
+        after = masked_entities.mask_mention(question, np.random.default_rng(seed))
         word = np.array(question.word)
         node = np.array(question.node)
         slot = np.array(question.slot)
         passage = np.array(question.passage)
         own = (node == after.start) & (slot == core.NAME)
-        assert name in word[own]
         text = (passage[node] == passage[after.start]) & (slot == core.TEXT)
         for gone in word[own]:
             here = (own | text) & (word == gone)
             other = question._replace(word=tuple(np.where(here, 1234, word).tolist()))
-            again, _ = masked_entities.mask_mention(other, np.random.default_rng(seed))
+            again = masked_entities.mask_mention(other, np.random.default_rng(seed))
             assert again == after
 
 
 def test_masked_entities_are_the_answers_and_lose_their_links():
     for seed, question in enumerate([*drawn_questions(6), own_question()]):
-        after, _ = masked_entities.mask_mention(question, np.random.default_rng(seed))
+        after = masked_entities.mask_mention(question, np.random.default_rng(seed))
         batch = core.QuestionBatch([after])
         assert after.answer == question.entity[after.start]
         assert batch.is_candidate[0, after.answer]
@@ -4257,19 +4265,6 @@ def test_masked_entities_are_the_answers_and_lose_their_links():
         assert set(query) == {core.MASKED_WORD}
         others = [node for node in range(len(after.entity)) if node != after.start]
         assert [after.entity[node] for node in others] == [question.entity[node] for node in others]
-
-
-def test_a_namer_reads_the_states_of_masked_entities():
-    rng = np.random.default_rng(0)
-    batch = core.QuestionBatch(
-        [masked_entities.mask_mention(q, rng)[0] for q in drawn_questions(4)]
-    )
-    reader = core.QuestionReader(300, 8, 2, [core.GraphLayer(8, 2)])
-    namer = masked_entities.WordNamer(reader, 8)
-    states = reader.last_states(batch)
-    for graph, question in enumerate(batch.questions):
-        logits = namer.head(states[graph, question.start]) @ reader.embed.word.weight.T
-        torch.testing.assert_close(namer(batch)[graph], logits)
 
 
 def test_masked_entities_need_passages_that_name_a_candidate():
