@@ -3457,7 +3457,7 @@ def test_mean_and_spread_of_an_output_are_weighted_by_probability():
 class FakeRun:
     """Steps to every level and lowest loss; at 0.485 the journal fits better, but for AND OR.
 
-    With ReLU 1000, 2000 and 3000 steps; without 2 times as many at 0.254, 7 times at 0.485, and with
+    With ReLU 1000, 2000 and 3000 steps; without 2 times as many at 0.254, 7 times at 0.485, with
     AND OR 8 times at both; at a tenth of the learning rate 4 and 9 times.
     """
 
