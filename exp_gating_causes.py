@@ -310,9 +310,7 @@ def draw_shift(run):
     if not arms:
         return None
     figure, axes = core.new_figure(
-        run,
-        "Arms whose logits shift more tend to oscillate more",
-        "Oscillation by logit shift",
+        run, "Arms whose logits shift more tend to oscillate more", "Oscillation by logit shift"
     )
     axis = axes[0, 0]
     for arm in arms:
