@@ -420,8 +420,8 @@ def plot(run):
 
 def draw_operations(run):
     """Share of each part in the operations of the simple transformer, one bar per size."""
-    wanted = ["simple, 64 nodes", "simple", "simple, 1024 nodes"]
-    arms = [arm for arm in wanted if run.shows(arm)] or list(run.arms)
+    sizes = {"simple, 64 nodes": "n = 64", "simple": "n = 256", "simple, 1024 nodes": "n = 1024"}
+    arms = list(sizes) if run.is_of_record else list(run.arms)
     figure, axes = core.new_figure(
         run,
         "The n^3 grows from a tenth of the simple transformer's operations to two thirds",
@@ -435,7 +435,7 @@ def draw_operations(run):
         if shares[:, number].any():
             axis.barh(range(len(arms)), shares[:, number], left=left, color=colour, label=part)
         left += shares[:, number]
-    names = [arm if arm not in wanted else f"{run.arms[arm]['nodes']} nodes" for arm in arms]
+    names = [sizes[arm] for arm in arms] if run.is_of_record else arms
     axis.set_yticks(range(len(arms)), names)
     axis.invert_yaxis()
     axis.grid(False)

@@ -424,7 +424,7 @@ def draw_sizes(axis, run, arm):
         counts = np.maximum(finite.sum(axis=1), 1)
         mean = np.where(finite.any(axis=1), np.nansum(values, axis=1) / counts, np.nan)
         axis.plot(place, mean, "_", color=colour, markersize=18, markeredgewidth=2.5, label=label)
-    if run.arms[arm]["data"] == "shared":  # where it was measured
+    if arm != "fresh patterns":  # it was measured on shared ones
         axis.axhline(PUBLISHED, color="black", linestyle="--", linewidth=1, label="CKGConv 88.66")
     axis.set(title=core.without_math(arm), xlabel="nodes of the pattern")
     axis.set_xticks(range(len(groups)), [name.replace(" or more", "+") for name in groups])
