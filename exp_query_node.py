@@ -9,29 +9,36 @@ Setup       Generated questions on graphs: 8 entities, 16 facts (subject, relati
             attention layers with shared weights run along the links. The notebook gives neither
             data nor sizes; these are ours. The query enters at:
             - query node: a node with the query's words, joined to all other nodes.
-            - query and context nodes (the notebook's plan): in addition a context node per passage,
-              joined to all other nodes. It holds the mean state of the query's words after two
-              attention layers over query and passage, in order, so this arm has more layers, too.
+            - query and context nodes: in addition a context node per passage, joined to all other
+              nodes, which is our reading of "one for each context-aware query sequence". It holds
+              the mean state of the query's words after two attention layers over query and passage,
+              in order, so this arm has more layers, too.
             - start: the query's vector is added to the start's nodes, which are its entity node and
-              all its mentions, instead of a query node.
-            - all nodes: the query's vector is added to every node, instead of a query node.
+              all its mentions; there is no query node.
+            - all nodes: the query's vector is added to every node; there is no query node.
             Ablations:
             - no query.
             - query node, start marked: one learned vector is added to the start's nodes.
-            - start, 3 layers.
 Hypothesis  The notebook plans the query node and the context nodes and predicts nothing; we expect
             that each raises accuracy. More seeds solve 2 hops with the query on the start's nodes
             than at any other place, since there the query spreads from where its chain begins. A
-            query node has to find the start first: once it is marked, 1 and 2 hops are solved. A
-            hop takes two layers.
+            query node has to find the start first: once it is marked, 1 and 2 hops are solved.
 Rule        12 paired seeds from 100 on. Seeds 0 to 16 were used in development; all seeds share the
             test questions. A check holds if its 95% interval lies inside its bounds and fails if it
-            lies outside. Accuracy: on 500 new questions of each number of hops, and their mean. A
-            seed solves a number of hops if its accuracy there is at least 0.95; this is nearly all
-            or nothing, so shares of seeds are judged. Query-blind baseline: the best guess without
-            the query; start-blind: the best guess given its relations only; both are exact. All
-            arms train for 1000 steps; slower learning counts as worse.
-Cost        40 min on 2 cores; `--questions FILE.jsonl --arms start` for questions of your own
+            lies outside; one failed check rejects a claim.
+
+            All arms train for 1000 steps, and the claims are about accuracy after as many: an arm
+            that learns more slowly counts as worse. In development a query node took 1500 to 5000
+            steps to learn 1 hop, where it did.
+
+            Accuracy: on 500 new questions of each number of hops, and their mean. A seed solves a
+            number of hops if its accuracy there is at least 0.95. This is nearly all or nothing, so
+            shares of seeds are judged; where no arm of a comparison is expected to solve 2 hops, it
+            is the mean accuracy.
+
+            Query-blind baseline: the best guess without the query; start-blind: the best guess
+            given its relations only; both are exact.
+Cost        36 min on 2 cores; `--questions FILE.jsonl --arms start` for questions of your own
 """
 
 import functools
@@ -108,17 +115,15 @@ parser.add_argument(
     help="generated, or a .jsonl file of your own, as the README describes",
 )
 
-START = {"query": "start"}
 ARMS = {  # the baseline first; a run with flags takes these
     "query node": {},
     "query and context nodes": {"context": "encoded"},
-    "start": START,
+    "start": {"query": "start"},
     "all nodes": {"query": "all"},
 }
 ABLATIONS = {  # what else the claims read
     "no query": {"query": "none"},
     "query node, start marked": {"mark_start": "yes"},
-    "start, 3 layers": START | {"layers": 3},
 }
 COLUMNS = ["accuracy", "accuracy, 1 hop", "accuracy, 2 hops", "solved, 1 hop", "solved, 2 hops"]
 TINY = {"dim": 8, "layers": 2, "steps": 10, "batch": 4, "test_questions": 20}
@@ -127,9 +132,10 @@ HEADS = 4
 SOLVED = 0.95
 MAX_WORDS = 256  # a context node reads at most so many of its passage, or of the query
 HOPS = {1: "1 hop", 2: "2 hops", 3: "3 hops"}
-CURVE = "accuracy by step"
+CURVE = "accuracy by step, 2 hops"
+POINTS = 10
 BASELINES = ("query-blind baseline", "start-blind baseline")
-MEASURES = ("accuracy", "solved", *BASELINES, CURVE)
+MEASURES = ("accuracy", "solved", *BASELINES)
 
 
 def trial(config, seed, job):
@@ -143,19 +149,20 @@ def trial(config, seed, job):
 
     rng = core.stream(seed, "train")
     batches = (batch(source.draw(rng, config.batch)) for _ in itertools.count())
-    validation = source.held_out("val", min(100, config.test_questions))
-    validation = {f"{CURVE}, {HOPS[hops]}": [batch(some)] for hops, some in validation.items()}
+    followed = source.held_out("val", min(100, config.test_questions)).get(2)
+    validation = {CURVE: [batch(followed)]} if followed else {}
     history = core.train_reader(
-        reader, batches, steps=config.steps, lr=config.lr, validation=validation
+        reader, batches, steps=config.steps, lr=config.lr, validation=validation, points=POINTS
     )
     # a file may have no questions of 1 or of 2 hops
-    result = {f"{measure}, {HOPS[hops]}": np.nan for measure in MEASURES for hops in (1, 2)}
+    result = {f"{measure}, {name}": np.nan for measure in MEASURES for name in ("1 hop", "2 hops")}
+    result |= {CURVE: np.full(POINTS + 1, np.nan)} | history
     accuracies = []
     for hops, questions in source.held_out("test", config.test_questions).items():
         parts = [batch(questions[i : i + 100]) for i in range(0, len(questions), 100)]
         result |= score(HOPS[hops], core.answered(reader, parts), questions)
         accuracies.append(result[f"accuracy, {HOPS[hops]}"])
-    return result | history | {"accuracy": np.mean(accuracies)}
+    return result | {"accuracy": np.mean(accuracies)}
 
 
 def make_source(config):
@@ -261,21 +268,22 @@ class ContextEncoder(nn.Module):
         self.layers = nn.ModuleList([core.GraphLayer(dim, HEADS) for _ in range(2)])
 
     def forward(self, embed, batch, context):
-        first = batch.first_word[context.flatten(), None]
+        """embed: of words; context: which nodes are context nodes, [B, N] bool."""
+        first = batch.first_word[context.flatten(), None]  # [C, 1]
         ends = F.pad(batch.first_word[1:], (0, 1), value=len(batch.word))
         length = ends[context.flatten(), None] - first
         number = torch.arange(int(length.max()), device=first.device)
-        keep = number < length
-        place = torch.where(keep, first + number, 0)
-        is_text = batch.slot[place] == core.TEXT
-        asked = keep & ~is_text
-        count = asked.sum(1, keepdim=True)
-        number = torch.where(is_text, number - count, number).clamp(0, MAX_WORDS - 1)
-        x = embed(batch.word[place]) + self.position[is_text.long(), number]
-        bias = torch.zeros_like(x[..., 0]).masked_fill(~keep, -1e9)[:, None, None]
+        is_real = number < length  # [C, L], L words at most
+        token = torch.where(is_real, first + number, 0)
+        is_text = batch.slot[token] == core.TEXT
+        is_query = is_real & ~is_text
+        query_words = is_query.sum(1, keepdim=True)
+        position = torch.where(is_text, number - query_words, number).clamp(0, MAX_WORDS - 1)
+        x = embed(batch.word[token]) + self.position[is_text.long(), position]  # [C, L, D]
+        bias = torch.zeros_like(x[..., 0]).masked_fill(~is_real, -1e9)[:, None, None]
         for layer in self.layers:
             x = layer(x, bias, None)
-        return (x * (asked / count)[..., None]).sum(1)
+        return (x * (is_query / query_words)[..., None]).sum(1)
 
 
 # Questions of the user's own
@@ -423,38 +431,32 @@ def solved(hops, **bounds):
 
 CLAIMS = [
     Claim(
-        "A query node joined to all other nodes is better than no query",
+        "After 1000 steps a query node joined to all other nodes is better than no query",
         OURS,
         Check("accuracy", above=0, arm="query node", minus="no query"),
     ),
     Claim(
-        "Query and context nodes together are better than the query node alone",
+        "After 1000 steps query and context nodes together are better than the query node alone",
         OURS,
         Check("accuracy", above=0, arm="query and context nodes", minus="query node"),
     ),
     Claim(
-        "More seeds solve 2 hops with the query on the start's nodes than at any other place",
+        "After 1000 steps most seeds solve 1 and 2 hops with the query on the start's nodes, and "
+        "more of them solve 2 hops there than with the query at any other place",
         OURS,
+        solved("1 hop", above=0.5, arm="start"),
+        solved("2 hops", above=0.5, arm="start"),
         solved("2 hops", above=0, arm="start", minus="query node"),
         solved("2 hops", above=0, arm="start", minus="query and context nodes"),
         solved("2 hops", above=0, arm="start", minus="all nodes"),
     ),
     Claim(
-        "With the start marked, a query node solves 1 and 2 hops in most seeds, and is better at 2 "
-        "hops than without the mark",
+        "After 1000 steps a query node solves 1 and 2 hops in most seeds if the start is marked, "
+        "and 2 hops in more of them than without the mark",
         OURS,
         solved("1 hop", above=0.5, arm="query node, start marked"),
         solved("2 hops", above=0.5, arm="query node, start marked"),
-        Check("accuracy, 2 hops", above=0, arm="query node, start marked", minus="query node"),
-    ),
-    Claim(
-        "With the query on the start's nodes, four layers solve 1 and 2 hops in most seeds; three "
-        "layers solve 1 hop but not 2",
-        OURS,
-        solved("1 hop", above=0.5, arm="start"),
-        solved("2 hops", above=0.5, arm="start"),
-        solved("1 hop", above=0.5, arm="start, 3 layers"),
-        solved("2 hops", below=0.5, arm="start, 3 layers"),
+        solved("2 hops", above=0, arm="query node, start marked", minus="query node"),
     ),
 ]
 
@@ -464,7 +466,7 @@ def plot(run):
     figures = {
         "steps": core.draw_curves(
             run,
-            f"{CURVE}, 2 hops",
+            CURVE,
             "Accuracy at 2 hops while training, by place of the query",
             "Accuracy on 100 other questions of 2 hops while training, a line per seed",
             "tenth of the training",
