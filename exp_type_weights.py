@@ -10,24 +10,25 @@ Setup       Questions of 1 and 2 hops on generated graphs with the query on the 
             has a vector per node type and a logit per head, link type and pair of node types; "node
             and link types unknown" has neither. Own weights per node type have the width of shared
             ones, or about their number of parameters.
-            Other clean-up notes. Built: the graph embedder apart from the reader
-            (core.NodeEmbedder), tokens apart from the graph (core.Question, in memory), data of
-            one's own (--questions). Not built: nested configs (flags are flat); asynchronous model
-            parts (trials run in parallel instead); spaCy, coreference and subword tokens (names are
-            matched as written).
-Hypothesis  The notebook calls such features redundant. Ours: node and link types have to be known,
-            but vectors and logits suffice. Own weights per node type gain less than 0.02 accuracy.
-            At equal width they take more steps to learn 2 hops, since each type's weights see only
-            its own nodes.
-Rule        6 paired seeds from 100 on. Seeds 0 to 4 were used in development; all seeds share the
-            test questions. A check holds if its 95% interval lies inside its bounds and fails if it
-            lies outside. Accuracy: mean of 1 and 2 hops, on 500 new questions of each. It cannot
-            rise where shared weights solve both, so accuracy while training is judged, too: the
-            mean of 20 evaluations, each on 100 other questions of each number of hops. Redundant:
-            both rise by less than 0.02. Steps to 0.9: the first evaluation over 0.9 at 2 hops, 1000
-            if none is: the ratio is a lower bound if own weights never get there. The one learning
-            rate was chosen for shared weights.
-Cost        18 min on 2 cores; `--arms "shared weights" "own weights, equal width" --seeds 3` 4 min
+Hypothesis  The notebook calls such features redundant. Ours: vectors and logits suffice, but node
+            and link types have to be known. Own weights do not learn sooner, since each type's
+            weights see only its own nodes.
+Rule        9 paired seeds from 100 on, 5 of them for ablations. Seeds 0 to 4 were used in
+            development; all seeds share the test questions. A check holds if its 95% interval lies
+            inside its bounds and fails if it lies outside; one failed check refutes the statement
+            or rejects a claim.
+
+            Redundant: shared weights solve 1 and 2 hops without them, in most seeds. A seed solves
+            a number of hops if its accuracy there, on 500 new questions, is at least 0.95; this is
+            nearly all or nothing, so shares of seeds are judged. Where shared weights solve both,
+            own weights cannot gain accuracy, only steps.
+
+            Steps to 0.9: the first of 20 evaluations, each on 100 other questions of 2 hops, that
+            is over 0.9; 1000 if none is, so the ratio is a lower bound if own weights never get
+            there. Own weights would save steps if they needed less than 0.9 of those of shared
+            weights. The one learning rate was chosen for shared weights, so that own ones are slow
+            is said of this rate only.
+Cost        20 min on 2 cores; `--arms "shared weights" "own weights, equal width" --seeds 3` 4 min
 """
 
 import itertools
@@ -40,7 +41,7 @@ import numpy as np
 import torch
 from torch import nn
 
-parser = core.make_parser(__doc__, seeds=6)
+parser = core.make_parser(__doc__, seeds=9, ablation_seeds=5)
 parser.set_defaults(first_seed=100)  # 0 to 4 were used in development
 parser.add_argument(
     "--weights",
@@ -92,26 +93,19 @@ parser.add_argument(
     help="generated, or a .jsonl file of your own, as the README describes",
 )
 
-OWN = {"weights": "own"}
-ARMS = {  # the baseline first
+ARMS = {  # the baseline first; a run with flags takes these
     "shared weights": {},
-    "node and link types unknown": {"types": "unknown"},
-    "own weights, equal parameters": OWN | {"match": "parameters"},
-    "own weights, equal width": OWN,
+    "own weights, equal parameters": {"weights": "own", "match": "parameters"},
 }
-ABLATIONS = {}
-COLUMNS = [
-    "accuracy",
-    "accuracy, 1 hop",
-    "accuracy, 2 hops",
-    "accuracy while training",
-    "steps to 0.9",
-    "parameters",
-]
+ABLATIONS = {
+    "own weights, equal width": {"weights": "own"},
+    "node and link types unknown": {"types": "unknown"},
+}
+COLUMNS = ["accuracy", "solved, 1 hop", "solved, 2 hops", "steps to 0.9", "parameters"]
 TINY = {"dim": 8, "layers": 2, "steps": 20, "batch": 4, "test_questions": 20}
 
 TYPES = [one for one in range(len(core.NODE_TYPES)) if one != core.CONTEXT]  # that occur here
-CURVE = "accuracy by step"
+CURVE = "accuracy by step, 2 hops"
 POINTS = 20
 
 
@@ -132,29 +126,31 @@ def trial(config, seed, job):
     batches = (
         core.QuestionBatch(source.draw(rng, config.batch), job.device) for _ in itertools.count()
     )
-    followed = source.held_out("val", min(100, config.test_questions))
-    validation = {
-        f"{CURVE}, {HOPS[hops]}": [core.QuestionBatch(questions, job.device)]
-        for hops, questions in followed.items()
-    }
+    followed = source.held_out("val", min(100, config.test_questions)).get(2)
+    validation = {CURVE: [core.QuestionBatch(followed, job.device)]} if followed else {}
     history = core.train_reader(
         reader, batches, steps=config.steps, lr=config.lr, validation=validation, points=POINTS
     )
     # a file may have no questions of 1 or of 2 hops
-    result = dict.fromkeys(COLUMNS, np.nan) | {f"{CURVE}, 2 hops": np.full(POINTS + 1, np.nan)}
-    result |= history
+    result = dict.fromkeys(COLUMNS, np.nan) | {"accuracy, 1 hop": np.nan}
+    result |= {CURVE: np.full(POINTS + 1, np.nan)} | history
     accuracies = []
     for hops, questions in source.held_out("test", config.test_questions).items():
         parts = [questions[i : i + 100] for i in range(0, len(questions), 100)]
         right = core.answered(reader, [core.QuestionBatch(part, job.device) for part in parts])
         result |= score(HOPS[hops], right, questions)
         accuracies.append(result[f"accuracy, {HOPS[hops]}"])
-    above = (result[f"{CURVE}, 2 hops"] > 0.9).nonzero()[0]
     result["accuracy"] = np.mean(accuracies)
-    result["accuracy while training"] = np.mean([history[name][1:] for name in validation])
-    result["steps to 0.9"] = config.steps * (above[0] / POINTS if len(above) > 0 else 1.0)
+    result["steps to 0.9"] = first_step_over(0.9, result[CURVE], config.steps)
     result["parameters"] = sum(p.numel() for p in reader.parameters() if p.requires_grad)
     return result
+
+
+def first_step_over(level, curve, steps):
+    """The step of the first point of a curve over all steps that is over a level, or the last."""
+    points = (curve > level).nonzero()[0]
+    share_of_training = points[0] / (len(curve) - 1) if len(points) > 0 else 1.0
+    return steps * share_of_training
 
 
 class TypeLinear(nn.Module):
@@ -204,17 +200,22 @@ def matched_width(words, config):
     return min(widths, key=lambda dim: abs(count("own", dim) - goal))
 
 
-WIDE = "own weights, equal width"
-NARROW = "own weights, equal parameters"
 CLAIMS = [
     Claim(
-        "Weights per node type gain less than 0.02 accuracy, at equal width and at equal "
-        "parameters, after training and while training",
+        "Features like Switch transformer are redundant (our reading: weights per node type): "
+        "without them most seeds solve 1 and 2 hops",
+        "clean-up",
+        Check("solved, 1 hop", above=0.5, rate=True, arm="shared weights"),
+        Check("solved, 2 hops", above=0.5, rate=True, arm="shared weights"),
+    ),
+    Claim(
+        "At the shared weights' learning rate, own weights per node type need over 0.9 of their "
+        "steps to learn 2 hops, both at equal width and at equal parameters",
         OURS,
-        Check("accuracy", below=0.02, arm=WIDE, minus="shared weights"),
-        Check("accuracy", below=0.02, arm=NARROW, minus="shared weights"),
-        Check("accuracy while training", below=0.02, arm=WIDE, minus="shared weights"),
-        Check("accuracy while training", below=0.02, arm=NARROW, minus="shared weights"),
+        Check(
+            "steps to 0.9", above=0.9, arm="own weights, equal parameters", over="shared weights"
+        ),
+        Check("steps to 0.9", above=0.9, arm="own weights, equal width", over="shared weights"),
     ),
     Claim(
         "Node and link types have to be known: without both, accuracy falls, at 1 hop too",
@@ -223,12 +224,6 @@ CLAIMS = [
         Check(
             "accuracy, 1 hop", below=0, arm="node and link types unknown", minus="shared weights"
         ),
-    ),
-    Claim(
-        "At the shared weights' learning rate, own weights of equal width learn 2 hops in more "
-        "steps",
-        OURS,
-        Check("steps to 0.9", above=1, arm=WIDE, over="shared weights"),
     ),
 ]
 
@@ -245,7 +240,7 @@ def plot(run):
         ),
         "steps": core.draw_curves(
             run,
-            f"{CURVE}, 2 hops",
+            CURVE,
             "Accuracy at 2 hops while training, with shared weights and own weights per node type",
             "Accuracy on 100 other questions of 2 hops while training, a line per seed",
             "twentieth of the training",
