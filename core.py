@@ -2,7 +2,7 @@
 
 Read it from the top: a function uses only what stands above it.
 
-     1 Process        what must happen before torch is imported
+     1 Process        what must happen before torch is imported; output
      2 Seeds          one random stream per seed and purpose
      3 Data           PATTERN graphs, batches, pyramids, Life, English text, questions on graphs
      4 Masks          masked softmax and sigmoid, adjacency powers
@@ -107,6 +107,30 @@ from torch import nn
 
 class UsageError(Exception):
     """A mistake that the user can mend: one line that names the flag or file and the fix."""
+
+
+def print_to(file, text):
+    """Print; a closed or full file, or a letter that it cannot encode, is no failure."""
+    if file is None:
+        return
+    with contextlib.suppress(AttributeError, ValueError):
+        file.reconfigure(errors="replace")
+    try:
+        print(text, file=file, flush=True)
+    except OSError:  # the rest is discarded, so that Python's own flush at exit cannot fail
+        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+    except ValueError:  # closed
+        pass
+
+
+def say(text):
+    """Print a line on stdout, see `print_to`."""
+    print_to(sys.stdout, text)
+
+
+def say_error(text):
+    """Print a line on stderr, see `print_to`."""
+    print_to(sys.stderr, text)
 
 
 # %% 2 Seeds
@@ -2011,12 +2035,11 @@ VERDICTS = {  # of a statement of a notebook, and of a claim of ours
 
 
 class Interval(NamedTuple):
-    """An estimate with its 95% interval, from n seeds."""
+    """An estimate with its 95% interval."""
 
     estimate: float
     low: float
     high: float
-    n: int
 
 
 def mean_interval(values):
@@ -2026,12 +2049,12 @@ def mean_interval(values):
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     if n == 0:
-        return Interval(math.nan, -math.inf, math.inf, 0)
+        return Interval(math.nan, -math.inf, math.inf)
     mean = float(values.mean())
     if n < 2 or not np.isfinite(values).all():
-        return Interval(mean, -math.inf, math.inf, n)
+        return Interval(mean, -math.inf, math.inf)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
-    return Interval(mean, mean - float(half), mean + float(half), n)
+    return Interval(mean, mean - float(half), mean + float(half))
 
 
 def ratio_interval(values, base):
@@ -2041,7 +2064,7 @@ def ratio_interval(values, base):
     found = mean_interval(logs)
     with np.errstate(over="ignore"):
         low, high = np.exp([found.low, found.high]).tolist()
-    return Interval(float(np.exp(found.estimate)), low, high, found.n)
+    return Interval(float(np.exp(found.estimate)), low, high)
 
 
 def rate_interval(hits):
@@ -2050,27 +2073,30 @@ def rate_interval(hits):
 
     n = len(hits)
     if n == 0:
-        return Interval(math.nan, -math.inf, math.inf, 0)
+        return Interval(math.nan, -math.inf, math.inf)
     test = stats.binomtest(int(np.sum(hits)), n)
     found = test.proportion_ci(CONFIDENCE, method="exact")
-    return Interval(float(np.mean(hits)), float(found.low), float(found.high), n)
+    return Interval(float(np.mean(hits)), float(found.low), float(found.high))
 
 
 def rate_difference_interval(hits, base):
-    """Difference of two paired rates. Only seeds on which they differ tell: their exact
-    binomial interval, scaled by their share. Unbounded if there is none."""
+    """Interval of the difference of two paired rates; unbounded if no seed differs.
+
+    It is the exact binomial interval over the seeds that differ, scaled by their share. That share
+    is taken as known, so the interval is exact for the sign of the difference, and too narrow for
+    any bound other than 0.
+    """
     hits = np.asarray(hits)
     base = np.asarray(base)
     differ = hits != base
     if not differ.any():
-        return Interval(0.0, -math.inf, math.inf, len(hits))
+        return Interval(0.0, -math.inf, math.inf)
     share = float(differ.mean())
     wins = rate_interval(hits[differ])
-    bounds = [share * (2 * x - 1) for x in wins[:3]]
-    return Interval(*bounds, len(hits))
+    return Interval(*[share * (2 * x - 1) for x in wins])
 
 
-def brief(x):
+def format_number(x):
     """A number for the reader: three significant digits, thousands in full, a dash for NaN."""
     if math.isnan(x):
         return "–"
@@ -2085,7 +2111,8 @@ class Check:
     `metric` of the arm `arm` lies `below`, `above`, `between` (low, high) or `equals` a value.
     minus     the metric is the paired difference to this other arm
     over      the metric is the paired ratio to this other arm (never of what can be 0)
-    rate      the metric is 0 or 1 per seed; exact binomial intervals
+    rate      the metric is 0 or 1 per seed; exact binomial intervals, with `minus` exact for
+              above=0 and below=0 only
     unless    a metric of 0 or 1; seeds where it is 1 are left out
     any_arm   instead of arm: one of these arms has to hold it; it fails if it fails for all
     Without arm and any_arm the metric is one of the experiment's across(run).
@@ -2118,54 +2145,49 @@ class Check:
         high = math.inf if self.below is None else self.below
         return low, high
 
-    def judge(self, run):
-        """For its arm, or each of any_arm: ("holds", "fails" or "open", what was measured, value).
-
-        The value is in words.
-        """
-        if not self.any_arm:
-            return [self.judge_arm(run, self.arm)]
-        judged = []
-        for arm in self.any_arm:
-            outcome, label, value = self.judge_arm(run, arm)
-            judged.append((outcome, label, f"{value} ({arm})"))
-        return judged
-
-    def judge_arm(self, run, arm):
-        """The same for one arm, which is not named."""
-        values = run.across[self.metric] if arm is None else run.values(arm, self.metric)
-        values = np.asarray(values, dtype=np.float64)
-        other = self.minus or self.over
-        base = None if other is None else np.asarray(run.values(other, self.metric))
-        if base is not None:  # an ablation may have fewer seeds, the first ones
-            values = values[: len(base)]
-            base = base[: len(values)]
-        if self.unless is not None:
-            kept = np.asarray(run.values(arm, self.unless))[: len(values)] == 0
-            if other is not None:
-                kept &= np.asarray(run.values(other, self.unless))[: len(values)] == 0
-            values = values[kept]
-            base = None if base is None else base[kept]
-        label = self.metric
+    def label(self):
+        """What is measured, in words."""
         if self.minus is not None:
-            label += " difference"
-        elif self.over is not None:
-            label += " ratio"
-        if len(values) == 0:
-            return "open", label, "no seed left"
-        if self.equals is not None:
-            return self.judge_exactly(values if base is None else values - base, label)
-        found = self.interval(values, base)
-        return self.outcome(found), label, self.describe(found)
+            return f"{self.metric} difference"
+        return self.metric if self.over is None else f"{self.metric} ratio"
 
-    def judge_exactly(self, values, label):
-        shown = " and ".join(brief(x) for x in sorted(set(values.tolist())))
+    def paired_values(self, run, arm):
+        """Values of the arm [S], and those of the arm it is compared with for the same seeds.
+
+        The second is None without such an arm. For arm None the metric is one across arms.
+        """
+        if arm is None:
+            return np.asarray(run.across[self.metric], dtype=np.float64), None
+        arms = [name for name in (arm, self.minus, self.over) if name is not None]
+        found = [run.values(name, self.metric).astype(np.float64) for name in arms]
+        n = min(len(values) for values in found)  # an ablation may have fewer seeds, the first ones
+        kept = np.ones(n, dtype=bool)
+        if self.unless is not None:
+            for name in arms:
+                kept &= run.values(name, self.unless)[:n] == 0
+        found = [values[:n][kept] for values in found]
+        return found[0], found[1] if len(found) > 1 else None
+
+    def judge(self, run, arm):
+        """For one arm: ("holds", "fails" or "open", the measured value in words)."""
+        values, base = self.paired_values(run, arm)
+        if len(values) == 0:
+            return "open", "no seed left"
+        if self.equals is not None:
+            return self.judge_exactly(values if base is None else values - base)
+        found = self.interval(values, base)
+        return self.outcome(found), self.describe(found)
+
+    def judge_exactly(self, values):
+        """The same for `equals`: values [S] of all seeds."""
+        shown = " and ".join(format_number(x) for x in np.unique(values))
         if np.isnan(values).any():
-            return "open", label, shown
+            return "open", shown
         right = np.allclose(values, self.equals, rtol=1e-9, atol=1e-9)
-        return ("holds" if right else "fails"), label, shown
+        return ("holds" if right else "fails"), shown
 
     def interval(self, values, base):
+        """The Interval of the values [S], compared with base [S] unless that is None."""
         if self.rate and base is not None:
             return rate_difference_interval(values, base)
         if self.rate:
@@ -2175,6 +2197,7 @@ class Check:
         return mean_interval(values if base is None else values - base)
 
     def outcome(self, found):
+        """The outcome "holds", "fails" or "open" of an Interval."""
         low, high = self.bounds()
         if math.isnan(found.estimate):
             return "open"
@@ -2185,12 +2208,27 @@ class Check:
         return "open"
 
     def describe(self, found):
-        text = brief(found.estimate)
+        """An Interval in words."""
+        text = format_number(found.estimate)
         if not math.isfinite(found.high - found.low):
             return text
         if self.minus is not None or self.over is not None or self.rate:
-            return f"{text} [{brief(found.low)}, {brief(found.high)}]"
+            return f"{text} [{format_number(found.low)}, {format_number(found.high)}]"
         return f"{text} ± {(found.high - found.low) / 2:.2g}"
+
+
+def outcome_of_all(outcomes):
+    """The outcome "fails" if one fails, "holds" if all hold, else "open"."""
+    if "fails" in outcomes:
+        return "fails"
+    return "holds" if set(outcomes) == {"holds"} else "open"
+
+
+def outcome_of_any(outcomes):
+    """The outcome "holds" if one holds, "fails" if all fail, else "open"."""
+    if "holds" in outcomes:
+        return "holds"
+    return "fails" if set(outcomes) == {"fails"} else "open"
 
 
 class Claim:
@@ -2216,69 +2254,37 @@ class Claim:
         return all(run.has(name) for name in self.arms())
 
     def judge(self, run):
-        """(verdict, what was measured in words)."""
+        """(verdict, what was measured, in words)."""
         outcomes = []
-        of_any_arm = {}  # {arms: [outcomes of a check, one per arm]}
-        measured = {}
+        alternatives = {}  # {any_arm of a check: {arm: [outcomes]}}
+        measured = {}  # {label: [values in words]}
         for check in self.checks:
-            found, labels, values = zip(*check.judge(run), strict=True)
-            measured.setdefault(labels[0], []).append("; ".join(values))
-            if check.any_arm:
-                of_any_arm.setdefault(check.any_arm, []).append(found)
-            else:
-                outcomes += found
-        for by_check in of_any_arm.values():
-            by_arm = [outcome_of_all(of_arm) for of_arm in zip(*by_check, strict=True)]
-            outcomes.append(outcome_of_any(by_arm))
+            values = []
+            for arm in check.any_arm or [check.arm]:
+                outcome, value = check.judge(run, arm)
+                if check.any_arm:
+                    by_arm = alternatives.setdefault(check.any_arm, {})
+                    by_arm.setdefault(arm, []).append(outcome)
+                    value = f"{value} ({arm})"
+                else:
+                    outcomes.append(outcome)
+                values.append(value)
+            measured.setdefault(check.label(), []).append("; ".join(values))
+        for by_arm in alternatives.values():
+            outcomes.append(outcome_of_any([outcome_of_all(found) for found in by_arm.values()]))
         words = [f"{label} {', '.join(values)}" for label, values in measured.items()]
-        return VERDICTS[outcome_of_all(outcomes)][self.source == OURS], "; ".join(words)
-
-
-def outcome_of_all(outcomes):
-    """The outcome "fails" if one fails, "holds" if all hold, else "open"."""
-    if "fails" in outcomes:
-        return "fails"
-    return "holds" if set(outcomes) == {"holds"} else "open"
-
-
-def outcome_of_any(outcomes):
-    """The outcome "holds" if one holds, "fails" if all fail, else "open"."""
-    if "holds" in outcomes:
-        return "holds"
-    return "fails" if set(outcomes) == {"fails"} else "open"
+        of_notebook, of_ours = VERDICTS[outcome_of_all(outcomes)]
+        return of_ours if self.source == OURS else of_notebook, "; ".join(words)
 
 
 # %% 11 Arguments
 
 
-def print_to(file, text):
-    if file is None:
-        return
-    with contextlib.suppress(AttributeError, ValueError):
-        file.reconfigure(errors="replace")
-    try:
-        print(text, file=file, flush=True)
-    except OSError:  # from here on into the void, so that Python's own flush cannot fail
-        os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-    except ValueError:  # closed
-        pass
-
-
-def say(text):
-    """Print; a reader that has gone, a full disk or a missing letter is no failure."""
-    print_to(sys.stdout, text)
-
-
-def say_error(text):
-    """The same on stderr."""
-    print_to(sys.stderr, text)
-
-
-MOST_TRIALS = 5000
-
-
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line, not a page."""
+    """argparse, but a mistake is one line, not a page. `make_parser` sets the attributes."""
+
+    common_flags = frozenset()  # names of the flags that all experiments share
+    ablation_seeds = None  # seeds of the arms of ABLATIONS, None for as many as all others
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -2287,73 +2293,41 @@ class Parser(argparse.ArgumentParser):
         print_to(file or sys.stderr, message.removesuffix("\n"))  # whatever the encoding
 
 
-def expects(expected):
-    """Decorator: a ValueError of a type function becomes "'x' is not `expected`"."""
+def number_type(convert, is_allowed, expected):
+    """An argparse type: the converted text if it is allowed, else "'x' is not `expected`"."""
 
-    def decorate(read):
-        @functools.wraps(read)
-        def checked(text):
-            try:
-                return read(text)
-            except ValueError:
-                raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
-
-        return checked
-
-    return decorate
-
-
-def integer(low, high=10**9):
-    """argparse type: an integer from low to high."""
-
-    @expects(f"an integer from {low:,} to {high:,}")
     def read(text):
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError
-        return value
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if is_allowed(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
 
     return read
 
 
+def integer(low, high=10**9):
+    """argparse type: an integer from low to high."""
+    expected = f"an integer from {low:,} to {high:,}"
+    return number_type(int, lambda x: low <= x <= high, expected)
+
+
+def split_integers(text):
+    """Integers joined by commas: "0,1,2" -> (0, 1, 2)."""
+    return tuple(int(word) for word in text.split(","))
+
+
+def is_ascending(values):
+    """Whether integers are >= 0, ascending and all different."""
+    return min(values) >= 0 and list(values) == sorted(set(values))
+
+
 positive_int = integer(1)
 layer_width = integer(1, 8192)  # wider ones do not fit into memory
-
-
-@expects("a number")
-def any_number(text):
-    """argparse type: any float, infinite ones too."""
-    value = float(text)
-    if math.isnan(value):
-        raise ValueError
-    return value
-
-
-@expects("a number > 0")
-def positive_float(text):
-    """argparse type: a finite float > 0."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise ValueError
-    return value
-
-
-@expects("a number above 0 and below 1")
-def probability(text):
-    """argparse type: a number above 0 and below 1."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise ValueError
-    return value
-
-
-@expects("integers >= 0 joined by commas, ascending")
-def int_tuple(text):
-    """argparse type: "0,1,2" -> (0, 1, 2)."""
-    values = tuple(int(word) for word in text.split(","))
-    if min(values) < 0 or list(values) != sorted(set(values)):
-        raise ValueError
-    return values
+any_number = number_type(float, lambda x: not math.isnan(x), "a number")  # or infinite
+positive_float = number_type(float, lambda x: 0 < x < math.inf, "a number > 0")
+probability = number_type(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
+int_tuple = number_type(split_integers, is_ascending, "integers >= 0 joined by commas, ascending")
 
 
 def path_type(text):
@@ -2362,7 +2336,10 @@ def path_type(text):
 
 
 class InputFile(str):
-    """A file that enters a trial: its sha256, so that it is known by its content; `path`."""
+    """A file that enters a trial: a text, the hash of its content, which stands for the file.
+
+    `path` is where it lies.
+    """
 
     path: str
 
@@ -2370,7 +2347,7 @@ class InputFile(str):
 def input_file(text):
     """argparse type: an InputFile."""
     path = path_type(text)
-    if not path.is_file():  # a pipe can be read only once, and every process has to read it
+    if not os.path.isfile(path):  # a pipe can be read only once, and every process reads it
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular file; save it to one first")
     try:
         found = InputFile(short_hash(path.read_bytes(), 16))
@@ -2384,7 +2361,8 @@ def make_parser(doc, seeds, ablation_seeds=None):
     """A parser with the flags that all experiments share; `seeds` are the entry of record's.
 
     A script adds its hyperparameters: nargs="+" and a list with one value as default. With
-    `ablation_seeds` the arms of ABLATIONS have only so many seeds, the first ones.
+    `ablation_seeds` the arms of ABLATIONS have only so many seeds, the first ones, unless --seeds
+    is given.
     """
     parser = Parser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -2403,7 +2381,7 @@ def make_parser(doc, seeds, ablation_seeds=None):
     common.add_argument("--logbook", type=path_type, default=REPOSITORY / "logbook.md")
     common.add_argument("--plots", type=path_type, default=REPOSITORY / "plots")
     common.add_argument("--runs", type=path_type, default=REPOSITORY / "runs")
-    parser.common_flags = set(vars(parser.parse_args([])))
+    parser.common_flags = frozenset(vars(parser.parse_args([])))
     parser.ablation_seeds = ablation_seeds
     return parser
 
@@ -2415,7 +2393,7 @@ def parse(parser, argv):
             parser.error(f"argument {word!a} is not valid UTF-8; write it in UTF-8")
     defaults = vars(parser.parse_args([]))
     base = {key: value[0] for key, value in defaults.items() if key not in parser.common_flags}
-    # argparse takes -1e2 for a flag, but not if it begins with a space
+    # argparse takes -1e2 and -inf for flags, unless a space, which float() skips, stands before
     negative = re.compile(r"-(\d|\.\d|inf$)")
     words = [f" {word}" if negative.match(word) else word for word in argv]
     options = parser.parse_args(words, argparse.Namespace(**dict.fromkeys(base)))
@@ -2437,28 +2415,27 @@ def show_setting(value):
     return str(value)
 
 
+def name_setting(key, value):
+    """A setting in words: ("divide_by", 59.0) -> "divide by 59"."""
+    return f"{key.replace('_', ' ')} {show_setting(value)}"
+
+
 def grid(**values):
     """A table of arms: every combination, {"a 1, b 2": {"a": 1, "b": 2}, ...}."""
     table = {}
     for combination in itertools.product(*values.values()):
         row = dict(zip(values, combination, strict=True))
-        name = ", ".join(f"{key.replace('_', ' ')} {show_setting(row[key])}" for key in row)
+        name = ", ".join(name_setting(key, value) for key, value in row.items())
         table[name] = row
     return table
-
-
-def combinations(row, given):
-    """Every combination of the values given that does not contradict the row's settings."""
-    choices = []
-    for key, values in given.items():
-        kept = [value for value in values if key not in row or value == row[key]]
-        choices.append(list(dict.fromkeys(kept)))
-    return [dict(zip(given, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 
 def settings_key(settings):
     """Settings as a text that is equal for equal settings."""
     return json.dumps(settings, sort_keys=True)
+
+
+MAX_TRIALS = 5000
 
 
 def choose_arms(arms, ablations, base, given, options):
@@ -2479,24 +2456,27 @@ def choose_arms(arms, ablations, base, given, options):
         rows = arms if given else table
     flags = ", ".join(flag_name(key) for key in given)
     size = len(rows) * math.prod(len(values) for values in given.values()) * options.seeds
-    if size > MOST_TRIALS:
+    if size > MAX_TRIALS:
         raise UsageError(f"{flags or '--seeds'}: {size:,} trials; give fewer values or seeds")
 
     chosen = {}
-    known = {}
+    name_of = {}  # {settings: name of the row that has them}
     for name, row in table.items():
-        known.setdefault(settings_key(base | row), name)
+        name_of.setdefault(settings_key(base | row), name)
     seen = set()
     for row_name, row in rows.items():
-        for overrides in combinations(row, given):
+        for values in itertools.product(*given.values()):
+            overrides = dict(zip(given, values, strict=True))
+            if any(row.get(key, value) != value for key, value in overrides.items()):
+                continue  # the row sets it to something else
             settings = base | row | overrides
             key = settings_key(settings)
             if key in seen:
                 continue
             seen.add(key)
             varying = [k for k in overrides if len(given[k]) > 1 and k not in row]
-            words = [f"{k.replace('_', ' ')} {show_setting(settings[k])}" for k in varying]
-            chosen[known.get(key, ", ".join([row_name, *words]))] = settings
+            words = [name_setting(k, settings[k]) for k in varying]
+            chosen[name_of.get(key, ", ".join([row_name, *words]))] = settings
     if not chosen:
         raise UsageError(f"{flags}: every arm sets this otherwise; choose rows with --arms")
     return chosen
@@ -2532,7 +2512,7 @@ def repository_imports(statement, folder):
 
 
 def bound_names(statement):
-    """Names that a top-level statement defines, or may change."""
+    """Names that a statement defines, or may change."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return [statement.name]
     if isinstance(statement, ast.Assign):
@@ -2560,19 +2540,17 @@ def read_module(path):
     """The Module in the file at `path`."""
     definitions = {}
     imports = {}
-    waiting = list(ast.parse(path.read_text(encoding="utf-8")).body)
-    while waiting:
-        statement = waiting.pop(0)
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            imports.update(repository_imports(statement, path.parent))
-        elif isinstance(statement, ast.If | ast.Try | ast.With | ast.ExceptHandler):
-            waiting = list(ast.iter_child_nodes(statement)) + waiting
-        elif isinstance(statement, ast.stmt):
-            inside = [part for part in ast.walk(statement) if isinstance(part, ast.stmt)]
-            loop = isinstance(statement, ast.For | ast.While)
-            for part in inside if loop else [statement]:
-                for name in bound_names(part):
-                    definitions.setdefault(name, []).append(statement)
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        parts = ast.walk(statement)  # an if, a try or a loop may hold definitions
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            parts = [statement]
+        names = []
+        for part in parts:
+            if isinstance(part, ast.Import | ast.ImportFrom):
+                imports.update(repository_imports(part, path.parent))
+            names += bound_names(part)
+        for name in dict.fromkeys(names):
+            definitions.setdefault(name, []).append(statement)
     return Module(definitions, imports)
 
 
@@ -2593,7 +2571,7 @@ def referenced(statement, path, module):
 
 def source_without_docstrings(statement):
     """The statement, written anew from its syntax tree."""
-    statement = ast.parse(ast.unparse(statement))  # a copy
+    statement = ast.parse(ast.unparse(statement))  # a copy: read_module caches the original
     for part in ast.walk(statement):
         if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
             part.body = part.body[1:] or [ast.Pass()]
@@ -2697,7 +2675,7 @@ class Checkpoint:
             return None
         try:
             return torch.load(self.path, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a cut or hostile file
+        except Exception as error:  # torch raises many types for a cut or hostile file
             say_error(f"{self.path}: a damaged checkpoint ({type(error).__name__}), not used")
             return None
 
@@ -2708,10 +2686,9 @@ class Checkpoint:
 
 @dataclass
 class Job:
-    """Where a trial runs: a torch.device, its threads, and a Checkpoint."""
+    """Where a trial runs: a torch.device, and a Checkpoint."""
 
     device: torch.device
-    threads: int
     checkpoint: Checkpoint
 
 
@@ -2735,12 +2712,12 @@ def read_record(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop("")))
-        if meta["key"] != path.stem:
-            raise ValueError("it belongs to another trial")
+        if meta["key"] != path.stem:  # it belongs to another trial
+            raise ValueError
         result = {name: x.item() if x.ndim == 0 else x for name, x in arrays.items()}
         return result, meta
-    except Exception as error:  # numpy and zipfile raise many kinds for a cut or hostile file
-        say_error(f"{path}: a damaged record ({type(error).__name__}), computed again")
+    except Exception as error:  # numpy and zipfile raise many types for a cut or hostile file
+        say_error(f"{path}: a damaged record ({type(error).__name__}), not used")
         return None
 
 
@@ -2751,12 +2728,12 @@ GROUP_SECONDS = 30.0  # how long the processes of a group may take to meet
 SILENCE_SECONDS = 60.0  # after which a process of a group counts as lost
 
 
-class LostProcessError(Exception):
-    """Another process of this run has ended, or a trial has failed in it."""
+class StoppedRunError(Exception):
+    """A run that cannot go on: a process was lost, a trial failed, or a record has vanished."""
 
 
 class Unit(NamedTuple):
-    """What one process computes in one go: an arm with one seed, or with a stack of seeds."""
+    """What one process computes in one go: an arm with one seed, or with a batch of seeds."""
 
     arm: str
     settings: dict
@@ -2768,7 +2745,7 @@ class Task(NamedTuple):
     """What a process needs to run units of a trial function."""
 
     trial: object
-    stacked: bool
+    batched: bool
     device: str
     threads: int
 
@@ -2779,7 +2756,7 @@ def leave_with_parent():
     os._exit(1)
 
 
-def processor():
+def processor_name():
     """The processor's name, or the architecture where the system does not say."""
     with contextlib.suppress(OSError):
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
@@ -2792,11 +2769,11 @@ def run_unit(task, unit):
     """Run a unit and keep its records; returns (results, CPU seconds per seed)."""
     torch.set_num_threads(task.threads)
     checkpoint = Checkpoint(unit.paths[0].with_suffix(".checkpoint"))
-    job = Job(torch.device(task.device), task.threads, checkpoint)
+    job = Job(torch.device(task.device), checkpoint)
     config = argparse.Namespace(**unit.settings)
     started = time.process_time()
     try:
-        if task.stacked:
+        if task.batched:
             results = task.trial(config, unit.seeds, job)
         else:
             results = [task.trial(config, unit.seeds[0], job)]
@@ -2807,13 +2784,20 @@ def run_unit(task, unit):
         raise UsageError(f"{unit.arm}: not enough memory; give smaller sizes") from None
     seconds = (time.process_time() - started) / len(unit.seeds)
     for seed, path, result in zip(unit.seeds, unit.paths, results, strict=True):
-        meta = {"key": path.stem, "settings": unit.settings, "seed": seed, "seconds": seconds}
-        write_record(path, result, meta | {"torch": torch.__version__, "processor": processor()})
+        meta = {
+            "key": path.stem,
+            "settings": unit.settings,
+            "seed": seed,
+            "seconds": seconds,
+            "torch": torch.__version__,
+            "processor": processor_name(),
+        }
+        write_record(path, result, meta)
     checkpoint.remove()
     return results, seconds
 
 
-def cores():
+def count_cores():
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -2833,9 +2817,9 @@ def start_worker():
 
 
 def run_in_pool(task, units, jobs, report):
-    """Run units in `jobs` spawned processes. Raises what a trial raised, or LostProcessError."""
+    """Run units in `jobs` spawned processes. Raises what a trial raised, or StoppedRunError."""
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(jobs, len(units)), multiprocessing.get_context("spawn"), start_worker
+        jobs, multiprocessing.get_context("spawn"), start_worker
     )
     # workers inherit that Ctrl-C is blocked: it is for the main process alone
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -2847,7 +2831,7 @@ def run_in_pool(task, units, jobs, report):
         for future in concurrent.futures.as_completed(futures):
             report(futures[future], *future.result())
     except concurrent.futures.process.BrokenProcessPool:
-        raise LostProcessError("a worker process was killed, or ran out of memory") from None
+        raise StoppedRunError("a worker process was killed, or ran out of memory") from None
     pool.shutdown()
 
 
@@ -2871,7 +2855,8 @@ class Group:
             threading.Thread(target=self.show_life, daemon=True).start()
 
     def show_life(self):
-        with contextlib.suppress(RuntimeError):  # the store has ended with rank 0
+        """Count up in the store until that has ended with rank 0."""
+        with contextlib.suppress(RuntimeError):
             while True:
                 self.store.add(f"alive/{self.rank}", 1)
                 time.sleep(SILENCE_SECONDS / 12)
@@ -2879,46 +2864,71 @@ class Group:
     def run(self, task, units, report):
         """Run all units; rank 0 then holds every record."""
         try:
-            self.share(task, units, report)
+            held = self.held_by_rank(units)
+            self.send_held(units, held)
+            self.compute_rest(task, units, held, report)
+            if self.rank == 0:
+                self.receive_rest(units, held, report)
+            self.leave_together()
         except RuntimeError as error:
             if "store" not in str(error).lower() and "socket" not in str(error).lower():
                 raise
-            raise LostProcessError("another process of the group has ended") from None
+            raise StoppedRunError("another process of the group has ended") from None
 
-    def share(self, task, units, report):
-        held = [unit_results(unit) is not None for unit in units]
-        self.store.set(f"held/{self.rank}", json.dumps(held))
-        of_rank = [json.loads(self.store.get(f"held/{rank}")) for rank in range(self.world)]
-        for i in range(len(units)):
-            holders = [rank for rank in range(self.world) if of_rank[rank][i]]
+    def held_by_rank(self, units):
+        """For each rank a list: whether it holds the records of each unit."""
+        own = [unit_results(unit) is not None for unit in units]
+        self.store.set(f"held/{self.rank}", json.dumps(own))
+        return [json.loads(self.store.get(f"held/{rank}")) for rank in range(self.world)]
+
+    def send_held(self, units, held):
+        """Send the units of which this rank is the first to hold the records."""
+        for i, unit in enumerate(units):
+            holders = [rank for rank in range(self.world) if held[rank][i]]
             if holders and holders[0] == self.rank:
-                self.send(i, units[i])
-        number = self.store.add("next", 1) - 1
-        while number < len(units):
-            if not any(one[number] for one in of_rank):
-                outcome = run_unit(task, units[number])
-                self.send(number, units[number])
-                held[number] = True
-                report(units[number], *outcome)
-            number = self.store.add("next", 1) - 1
+                self.send(i, unit)
+
+    def compute_rest(self, task, units, held, report):
+        """Compute units that no rank holds, each in one rank, and note them in held[rank]."""
+        next_unit = self.store.add("next", 1) - 1
+        while next_unit < len(units):
+            if not any(of_rank[next_unit] for of_rank in held):
+                unit = units[next_unit]
+                outcome = run_unit(task, unit)
+                self.send(next_unit, unit)
+                held[self.rank][next_unit] = True
+                report(unit, *outcome)
+            next_unit = self.store.add("next", 1) - 1
+
+    def receive_rest(self, units, held, report):
+        """Receive the units that rank 0, this one, does not hold."""
+        for i, unit in enumerate(units):
+            if not held[0][i]:
+                report(unit, *self.receive(i, unit))
+
+    def leave_together(self):
+        """Return when rank 0 holds all records; there, when all others have left."""
         if self.rank == 0:
-            for i, unit in enumerate(units):
-                if not held[i]:
-                    report(unit, *self.receive(i, unit))
             self.store.set("complete", b"")
-        while not self.store.check(["complete"]):  # and show life meanwhile
+        # the store lives in rank 0's process, which may still be receiving
+        while not self.store.check(["complete"]):
             time.sleep(0.2)
         self.store.add("left", 1)
         while self.rank == 0 and self.store.add("left", 0) < self.world:
             time.sleep(0.05)
 
     def send(self, i, unit):
+        """Put the unit's records into the store; rank 0 holds them on disk."""
         if self.rank > 0:
             for part, path in enumerate(unit.paths):
                 self.store.set(f"record/{i}/{part}", path.read_bytes())
             self.store.set(f"record/{i}", b"complete")
 
     def receive(self, i, unit):
+        """(results, CPU seconds per seed) of a unit from another rank, whose records are kept.
+
+        Raises StoppedRunError after SILENCE_SECONDS in which some rank showed no life.
+        """
         seen = {}
         changed = time.monotonic()
         while not self.store.check([f"record/{i}"]):
@@ -2927,7 +2937,7 @@ class Group:
                 seen = now
                 changed = time.monotonic()
             if time.monotonic() - changed > SILENCE_SECONDS:
-                raise LostProcessError("another process of the group has ended")
+                raise StoppedRunError("another process of the group has ended")
             time.sleep(0.2)
         for part, path in enumerate(unit.paths):
             write_file(path, self.store.get(f"record/{i}/{part}"))
@@ -2949,8 +2959,11 @@ def find_store(address, port):
 
 
 def join_group(identity):
-    """The Group that the environment names, or None if it names none. Raises UsageError if one
-    is named, by torchrun or by what a launcher left behind, that cannot be formed."""
+    """The Group that the environment names, or None if it names none.
+
+    identity: a text that only processes with the same command share. Raises UsageError for a
+    group, named by torchrun or by what a launcher left behind, that cannot be formed.
+    """
     found = {name: os.environ.get(name) for name in GROUP_VARIABLES}
     if found["RANK"] is None and found["WORLD_SIZE"] is None:
         return None
@@ -3016,16 +3029,17 @@ class Progress:
         self.bar = tqdm(total=total, initial=done, unit="trial") if terminal else None
 
     def report(self, unit, results, seconds):
+        """Show a finished unit: its results, one per seed, and CPU seconds per seed."""
         self.done += len(unit.seeds)
         value = np.mean([result[self.metric] for result in results])
         if self.bar is not None:
             self.bar.update(len(unit.seeds))
-            self.bar.set_postfix_str(f"{unit.arm}: {self.metric} {brief(value)}")
+            self.bar.set_postfix_str(f"{unit.arm}: {self.metric} {format_number(value)}")
             return
         seeds = ", ".join(str(seed) for seed in unit.seeds)
         say_error(
             f"{self.done}/{self.total} {unit.arm}, seed {seeds}: "
-            f"{self.metric} {brief(value)} ({seconds:.1f} CPU s)"
+            f"{self.metric} {format_number(value)} ({seconds:.1f} CPU s)"
         )
 
 
@@ -3051,7 +3065,10 @@ class Run:
         self.is_of_record = False
 
     def find(self, arm):
-        """The name in this run of the arm whose settings the tables give; None without it."""
+        """The name in this run of the arm with the settings that the tables give to `arm`.
+
+        None if it has none. Raises KeyError for an arm that exists nowhere.
+        """
         if arm in self.tables:
             return self.name_of.get(settings_key(self.tables[arm]))
         if arm in self.arms:
@@ -3066,12 +3083,16 @@ class Run:
         """Whether the run has an arm of this name, with these settings or as flags changed them."""
         return arm in self.arms or self.has(arm)
 
+    def shown_name(self, arm):
+        """`arm` if the run has an arm of this name, else the name of one with its settings."""
+        return arm if arm in self.arms else self.find(arm)
+
     def results(self, arm):
         """What the trial returned for an arm: a list, one dict per seed.
 
-        An arm of the run goes by its name there, another by the settings of its row.
+        `shown_name` says which arm of the run is meant.
         """
-        return self.all_results[arm if arm in self.arms else self.find(arm)]
+        return self.all_results[self.shown_name(arm)]
 
     def values(self, arm, metric):
         """A metric of an arm: [S], or [S, ...] for curves of equal length."""
@@ -3120,7 +3141,7 @@ def set_house_style():
 
 
 def without_math(text):
-    """A text that matplotlib draws as it is, dollar signs too."""
+    """The text with dollar signs escaped, between which matplotlib would read mathematics."""
     return text.replace("$", r"\$")
 
 
@@ -3141,10 +3162,14 @@ def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **su
     return figure, axes
 
 
-def draw_levels(draw, levels):
-    """Draw numbers as lines with `draw`, axhline or axvline; levels: {label: number}."""
+def draw_levels(draw_line, levels):
+    """Draw numbers as lines: the first dashed, the second dotted, and so on.
+
+    draw_line  an axis's axhline or axvline
+    levels     {label: number}, or None
+    """
     for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
-        draw(value, color="black", linestyle=style, linewidth=1, label=without_math(name))
+        draw_line(value, color="black", linestyle=style, linewidth=1, label=without_math(name))
 
 
 def legend_below(axis, columns=1):
@@ -3196,7 +3221,7 @@ def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="lin
     """A metric of many arms, sorted: every seed a dot, the mean a bar; arms default to all.
 
     levels  {label: number}: the notebook's number dashed, the rule's threshold dotted
-    scale   "linear", "log" or "symlog"
+    scale   "linear" or "log"
     """
     arms = list(run.arms) if arms is None else [arm for arm in arms if run.shows(arm)]
     if not arms:
@@ -3217,13 +3242,6 @@ def draw_points(run, metric, title, shows, x, arms=None, levels=None, scale="lin
     return figure
 
 
-def figure_bytes(figure):
-    """The figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
 # %% 16 Logbook
 
 NOTEBOOKS = {  # their sections in order
@@ -3239,10 +3257,13 @@ NOTEBOOKS = {  # their sections in order
     ),
     "question-answering notebook": ("clean-up", "visualisations", "structuring", "pretraining"),
 }  # fmt: skip
-MARKERS = (
-    "<!-- index -->", "<!-- /index -->", "<!-- entries -->", "<!-- other runs -->",
-    "<!-- appendix -->", "<!-- /appendix -->",
-)  # fmt: skip
+INDEX = "<!-- index -->"
+END_OF_INDEX = "<!-- /index -->"
+ENTRIES = "<!-- entries -->"
+OTHER_RUNS = "<!-- other runs -->"
+APPENDIX = "<!-- appendix -->"
+END_OF_APPENDIX = "<!-- /appendix -->"
+MARKERS = (INDEX, END_OF_INDEX, ENTRIES, OTHER_RUNS, APPENDIX, END_OF_APPENDIX)  # in this order
 CLAIM_COLUMNS = ["notebook", "source", "claim", "verdict", "measured"]
 EMPTY_LOGBOOK = "# Logbook\n\n" + "\n".join(MARKERS) + "\n"
 ENTRY = re.compile(
@@ -3253,7 +3274,7 @@ ENTRY = re.compile(
 )
 
 
-def plain(text):
+def escape_cell(text):
     """Text as one line that cannot end a table cell, open a comment or a heading."""
     text = " ".join(str(text).split())
     return text.replace("|", "&#124;").replace("<", "&lt;")
@@ -3291,12 +3312,17 @@ def read_logbook(path):
         raise UsageError(f"--logbook {path}: not UTF-8; name another file") from None
     if re.search(r"^(<<<<<<<|>>>>>>>) ", text, re.MULTILINE):
         raise UsageError(f"--logbook {path}: it has merge markers; resolve the merge first")
+    entries = find_entries(text)
+    names = {entry["id"] for entry in entries}
     places = [text.find(f"{marker}\n") for marker in MARKERS]
-    once = all(text.count(marker) == 1 for marker in MARKERS)
-    whole = text.count("<!-- entry ") == text.count("<!-- /results -->") == len(find_entries(text))
-    names = [entry["id"] for entry in find_entries(text)]
-    whole = whole and len(set(names)) == len(names)
-    if -1 in places or places != sorted(places) or not once or not whole:
+    is_sound = (
+        all(text.count(marker) == 1 for marker in MARKERS)
+        and -1 not in places
+        and places == sorted(places)
+        and text.count("<!-- entry ") == text.count("<!-- /results -->") == len(entries)
+        and len(names) == len(entries)
+    )
+    if not is_sound:
         raise UsageError(f"--logbook {path}: its markers are damaged; restore it, or name another")
     return text
 
@@ -3309,9 +3335,9 @@ def results_table(run, columns, rows):
         for metric in columns:
             found = mean_interval(run.values(arm, metric))
             half = (found.high - found.low) / 2
-            shown = brief(found.estimate)
+            shown = format_number(found.estimate)
             cells.append(f"{shown} ± {half:.2g}" if 0 < half < math.inf else shown)
-        lines.append(f"| {plain(arm)} | {' | '.join(cells)} |")
+        lines.append(f"| {escape_cell(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -3320,12 +3346,17 @@ def claims_table(head, judged):
     lines = [f"| {head} | verdict | measured |", "|---|---|---|"]
     for claim, verdict, measured in judged:
         source = "" if claim.source == OURS else f" ({claim.source})"
-        lines.append(f"| {plain(claim.text + source)} | {verdict} | {plain(measured)} |")
+        text = escape_cell(claim.text + source)
+        lines.append(f"| {text} | {verdict} | {escape_cell(measured)} |")
     return "\n".join(lines)
 
 
 def conclude(judged):
-    """One sentence per kind of claim, made of the verdicts; few claims are all named."""
+    """A sentence on the notebook's claims and one on ours, made of the verdicts.
+
+    judged: [(claim, verdict, measured)]. A single claim is named, few claims all, of more only
+    those with another verdict than expected.
+    """
     sentences = []
     for ours, noun, whose in ((False, "statement", "the notebook"), (True, "claim", "ours")):
         by_verdict = {}
@@ -3339,8 +3370,9 @@ def conclude(judged):
             parts.append(f"{len(texts)} {'is' if len(texts) == 1 else 'are'} {verdict}{named}")
         total = sum(len(texts) for texts in by_verdict.values())
         if total == 1:
-            sentences.append(f"The {noun} of {whose} {parts[0].removeprefix('1 ')}.")
-        elif total:
+            verdict, texts = next(iter(by_verdict.items()))
+            sentences.append(f"The {noun} of {whose} is {verdict} ({texts[0]}).")
+        elif total > 1:
             sentences.append(f"Of {total} {noun}s of {whose} {', '.join(parts)}.")
     return " ".join(sentences) or "No claim was judged."
 
@@ -3363,7 +3395,7 @@ def missing_for(claims, run, given):
     return f"--arms {shown}{' ...' if len(arms) > 6 else ''}"
 
 
-def commit():
+def read_commit():
     """The commit of this repository, marked if the code has changed since; "unknown" if git
     does not say, or speaks of another repository."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
@@ -3395,16 +3427,16 @@ def shown_command(script, argv):
             words.append(word)
         elif skipped[name] and not has_value:
             rest = rest[1:]
-    return plain(shlex.join(["python", script.name, *words])).replace("`", "'")
+    return escape_cell(shlex.join(["python", script.name, *words])).replace("`", "'")
 
 
-def link(path, logbook):
+def relative_link(path, logbook):
     """A Markdown link target from the logbook to a file, whatever letters its folders have."""
     folder = os.path.dirname(os.path.realpath(logbook))
     return urllib.parse.quote(os.path.relpath(os.path.realpath(path), folder))
 
 
-def linked_file(text, logbook):
+def file_of_link(text, logbook):
     """The file that a link of the logbook leads to."""
     folder = os.path.dirname(os.path.realpath(logbook))
     return Path(os.path.realpath(os.path.join(folder, urllib.parse.unquote(text))))
@@ -3419,25 +3451,18 @@ def csv_bytes(rows):
 
 def arms_rows(run):
     """Every arm, seed and number of a run, one row per trial; empty where an arm lacks one."""
-    trials = [
-        (arm, seed, result)
-        for arm in run.arms
-        for seed, result in zip(run.seeds, run.results(arm), strict=False)  # perhaps fewer
-    ]
-    metrics = {}
+    trials = []
+    for arm in run.arms:
+        for seed, result in zip(run.seeds, run.results(arm), strict=False):  # may have fewer seeds
+            trials.append((arm, seed, result))
+    metrics = {}  # in order of appearance
     for _, _, result in trials:
-        metrics |= dict.fromkeys(k for k, value in result.items() if isinstance(value, float | int))
+        for name, value in result.items():
+            if isinstance(value, float | int):
+                metrics[name] = None
     rows = [["arm", "seed", *metrics]]
     for arm, seed, result in trials:
         rows.append([arm, seed, *(f"{result[k]:.6g}" if k in result else "" for k in metrics)])
-    return rows
-
-
-def claims_rows(judged, notebook):
-    """Every judged claim with its verdict, one row per claim."""
-    rows = [CLAIM_COLUMNS]
-    for claim, verdict, measured in judged:
-        rows.append([notebook, claim.source, claim.text, verdict, measured])
     return rows
 
 
@@ -3453,19 +3478,19 @@ def appendix_table(notebook, found):
     lines += ["| section | claim | verdict |", "|---|---|---|"]
     for row, entry in sorted(found, key=place_in_notebook):
         verdict = f"[{row['verdict']}](#{entry})"
-        lines.append(f"| {plain(row['source'])} | {plain(row['claim'])} | {verdict} |")
+        lines.append(f"| {escape_cell(row['source'])} | {escape_cell(row['claim'])} | {verdict} |")
     return [*lines, ""]
 
 
 def read_claims(results, logbook):
     """Rows of the claims file that an entry links to; none if it is missing or damaged."""
     found = re.search(r"\[all claims\]\(([^)]+)\)", results)
-    path = linked_file(found[1], logbook) if found else None
+    path = file_of_link(found[1], logbook) if found else None
     if path is None or not path.exists():
         return []
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file))
-    if any(None in row.values() or None in row or set(row) != set(CLAIM_COLUMNS) for row in rows):
+    if any(set(row) != set(CLAIM_COLUMNS) or None in row.values() for row in rows):
         say_error(f"{path}: a damaged table of claims, left out of the index")
         return []
     return rows
@@ -3482,7 +3507,7 @@ def write_index(text, logbook):
     """The log with index and appendix made anew from its entries and their CSV files."""
     index = ["| entry | notebook | ours | date |", "|---|---|---|---|"]
     claims = {notebook: [] for notebook in NOTEBOOKS}
-    records = text[: text.index(MARKERS[3])]
+    records = text[: text.index(OTHER_RUNS)]
     for entry in find_entries(records):
         heading = re.search(r"^## (.+)$", entry["words"], re.MULTILINE)
         title = heading[1].replace("|", "&#124;") if heading else entry["id"]
@@ -3501,8 +3526,8 @@ def write_index(text, logbook):
     for notebook, found in claims.items():
         if found:
             appendix += appendix_table(notebook, found)
-    text = replace_between(text, MARKERS[0], MARKERS[1], "\n".join(index))
-    return replace_between(text, MARKERS[4], MARKERS[5], "\n".join(appendix))
+    text = replace_between(text, INDEX, END_OF_INDEX, "\n".join(index))
+    return replace_between(text, APPENDIX, END_OF_APPENDIX, "\n".join(appendix))
 
 
 class Entry(NamedTuple):
@@ -3518,7 +3543,11 @@ class Entry(NamedTuple):
 
 
 def entry_text(entry, old, note):
-    """The entry with its markers; of an `old` one the words stay, but for an explicit note."""
+    """The entry with its markers; of an `old` one the words stay, but for an explicit note.
+
+    The results marker keeps the hash of the words as they stood when the numbers last changed:
+    `status` asks to read the words again as long as it is theirs.
+    """
     if old is None:
         words = f"## {entry.heading}\n\n**Conclusion.** {entry.conclusion}\n\n"
         before = None
@@ -3558,7 +3587,7 @@ def update_logbook(logbook, entry, note=None):
         if old is not None:
             text = text[: old.start()] + block + text[old.end() :]
         else:
-            where = text.index(MARKERS[3] if entry.of_record else MARKERS[4])
+            where = text.index(OTHER_RUNS if entry.of_record else APPENDIX)
             text = f"{text[:where]}{block}\n{text[where:]}"
         content = write_index(text, path).encode()
         if b"\r\n" in raw:
@@ -3594,22 +3623,23 @@ def status(logbook=REPOSITORY / "logbook.md"):
 
 @dataclass
 class Experiment:
-    """What a script gives to `main`, and the flags given."""
+    """What a script gives to `main`, and what the command line says."""
 
     script: Path
     trial: object
     claims: list
     plot: object
     columns: list
-    across: object
     seeds_per_batch: int
     timing: bool
     rows: list
-    few_seeds: dict
+    options: argparse.Namespace
     given: dict
+    argv: list
 
     @property
     def name(self):
+        """exp_NAME.py -> "NAME"."""
         return self.script.stem.removeprefix("exp_")
 
 
@@ -3623,7 +3653,7 @@ class Outcome(NamedTuple):
     sentence: str
 
 
-def fail(code, message):
+def end_with_line(code, message):
     """One line on stderr, the end of all workers, then of this process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # this is the end already
@@ -3636,21 +3666,21 @@ def fail(code, message):
 @contextlib.contextmanager
 def one_line_errors(name):
     """End with one line and an exit status for what is no fault of the code."""
-    kept = "; finished trials are kept, the same command goes on"
+    kept = "; finished trials are kept for the next run"
     try:
         yield
     except UsageError as error:
-        fail(2, f"{name}: {error}")
+        end_with_line(2, f"{name}: {error}")
     except KeyboardInterrupt:
-        fail(130, f"{name}: interrupted{kept}")
-    except LostProcessError as error:
-        fail(1, f"{name}: {error}{kept}")
+        end_with_line(130, f"{name}: interrupted{kept}")
+    except StoppedRunError as error:
+        end_with_line(1, f"{name}: {error}{kept}")
     except OSError as error:
-        fail(1, f"{name}: {error.filename or 'a file'}: {error.strerror or error}{kept}")
+        end_with_line(1, f"{name}: {error.filename or 'a file'}: {error.strerror or error}{kept}")
 
 
 def check_names(table, base, tiny, claims):
-    """Raise ValueError for a setting or an arm that does not exist: a slip in the script."""
+    """Raise ValueError for a setting or an arm that does not exist: a mistake in the script."""
     for name, row in {**table, "TINY": tiny}.items():
         for key in row:
             if key not in base:
@@ -3668,15 +3698,15 @@ def check_machine(options, timing):
         raise UsageError("--device cuda: torch sees no GPU here; give --device cpu")
     if options.device == "auto":
         options.device = "cuda" if has_gpu else "cpu"
-    if options.threads > cores():
-        raise UsageError(f"--threads {options.threads}: this machine has {cores()} cores")
+    if options.threads > count_cores():
+        raise UsageError(f"--threads {options.threads}: this machine has {count_cores()} cores")
     if options.jobs is None:
         alone = options.smoke or timing or options.device == "cuda"
-        options.jobs = 1 if alone else max(1, cores() // options.threads)
+        options.jobs = 1 if alone else max(1, count_cores() // options.threads)
     if timing and options.jobs > 1:
         raise UsageError(f"--jobs {options.jobs}: this script measures time; give --jobs 1")
-    if options.jobs > 4 * cores():
-        raise UsageError(f"--jobs {options.jobs}: this machine has {cores()} cores")
+    if options.jobs > 4 * count_cores():
+        raise UsageError(f"--jobs {options.jobs}: this machine has {count_cores()} cores")
 
 
 def check_places(options):
@@ -3703,19 +3733,20 @@ def check_places(options):
             raise UsageError(f"--logbook {options.logbook}: read-only; make it writable")
 
 
-def ignore(unit, results, seconds):
+def report_nothing(unit, results, seconds):
     """The report of a process that shows nothing."""
 
 
-def compute(experiment, units, group, options):
+def compute(experiment, units, group):
     """Compute what is missing of the units, in this process, a pool or a group."""
-    stacked = experiment.seeds_per_batch > 1
-    task = Task(experiment.trial, stacked, options.device, options.threads)
+    options = experiment.options
+    batched = experiment.seeds_per_batch > 1
+    task = Task(experiment.trial, batched, options.device, options.threads)
     waiting = [unit for unit in units if unit_results(unit) is None]
     total = sum(len(unit.seeds) for unit in units)
     done = total - sum(len(unit.seeds) for unit in waiting)
     jobs = min(options.jobs, max(1, len(waiting)))
-    report = ignore
+    report = report_nothing
     if group is None or group.rank == 0:
         processes = jobs if group is None else group.world
         say_error(
@@ -3733,158 +3764,181 @@ def compute(experiment, units, group, options):
 
 
 def collect(units, seeds, tables):
-    """The Run made of finished units. Raises LostProcessError if a record has vanished."""
+    """The Run made of finished units. Raises StoppedRunError if a record has vanished."""
     arms = {}
     results = {}
     cpu_seconds = 0.0
     for unit in units:
         records = unit_results(unit)
         if records is None:
-            raise LostProcessError(f"{unit.arm}: its record has vanished")
+            raise StoppedRunError(f"{unit.arm}: its record has vanished")
         arms[unit.arm] = unit.settings
         results.setdefault(unit.arm, []).extend(result for result, _ in records)
         cpu_seconds += sum(meta["seconds"] for _, meta in records)
     return Run(arms, seeds, results, tables, cpu_seconds)
 
 
-def run_trials(experiment, arms, tables, options):
-    """The Run of these arms; None in a process of a group that is not its first."""
+def run_trials(experiment, arms, few_seeds, tables):
+    """The Run of these arms; None in a process of a group that is not its first.
+
+    few_seeds  {arm: number of seeds}, where it is not all
+    tables     {arm: all its settings} of ARMS and ABLATIONS
+    Raises UsageError, StoppedRunError and OSError; a trial's error goes to a file in --runs.
+    """
+    options = experiment.options
     seeds = list(range(options.first_seed, options.first_seed + options.seeds))
     code = code_hash(experiment.script)
     key = [code, options.device, options.threads]
     if experiment.timing:
-        key.append(processor())
+        key.append(processor_name())
     folder = options.runs / experiment.name
     folder.mkdir(exist_ok=True)
-    units = list_units(arms, seeds, experiment.few_seeds, folder, key, experiment.seeds_per_batch)
+    units = list_units(arms, seeds, few_seeds, folder, key, experiment.seeds_per_batch)
     group = join_group(short_hash(json.dumps([experiment.name, key, arms, seeds])))
+    if experiment.timing and group is not None and group.world > 1:
+        raise UsageError("this script measures time; start it without torchrun")
     if options.fresh:
         for path in [path for unit in units for path in unit.paths]:
             path.unlink(missing_ok=True)
             path.with_suffix(".checkpoint").unlink(missing_ok=True)
     try:
-        compute(experiment, units, group, options)
-    except (UsageError, LostProcessError, OSError):
+        compute(experiment, units, group)
+    except (UsageError, StoppedRunError, OSError):
         raise
     except (Exception, SystemExit) as error:
         if options.smoke:
             raise
         path = folder / "error.txt"
         write_file(path, "".join(traceback.format_exception(error)).encode())
-        raise LostProcessError(f"a trial failed: {error!r} (traceback in {path})") from None
+        raise StoppedRunError(f"a trial failed: {error!r} (traceback in {path})") from None
     if group is not None and group.rank > 0:
         return None
     return collect(units, seeds, tables)
 
 
-def draw(experiment, run):
+def draw_figures(experiment, run):
     """{name with suffix: (content, alt text or None)} of what plot(run) returns."""
     files = {}
     for name, item in experiment.plot(run).items():
         if isinstance(item, str):
             files[name] = (item.encode(), None)
         elif item is not None:
-            files[f"{name}.png"] = (figure_bytes(item), item.get_label())
+            png = io.BytesIO()
+            item.savefig(png, format="png")
+            files[f"{name}.png"] = (png.getvalue(), item.get_label())
     return files
 
 
-def remove_stale(old_results, links, options, identity):
+def remove_stale(experiment, identity, old_results, links):
     """Delete files that the old results of this entry showed and the new ones do not."""
+    options = experiment.options
     current = [text for text, _ in links.values()]
     for text in re.findall(r"\]\(([^)]+)\)", old_results):
-        path = linked_file(text, options.logbook)
+        path = file_of_link(text, options.logbook)
         mine = path.name.startswith(f"{identity}-") and path.parent == options.plots.resolve()
         if mine and text not in current:
             path.unlink(missing_ok=True)
 
 
-def settings_words(experiment, run, options):
+def settings_words(experiment, run):
     """How a run differs from the bare command, in words."""
     words = []
     for key, values in experiment.given.items():
         shown = ", ".join(show_setting(value) for value in values)
         words.append(f"{key.replace('_', ' ')} {shown}")
-    if options.arms is not None:
-        words.append(f"arms {'; '.join(options.arms)}")
+    arms = experiment.options.arms
+    if arms is not None:
+        words.append(f"arms {'; '.join(arms)}")
     words.append(f"seeds {run.seeds[0]} to {run.seeds[-1]}")
     return ", ".join(words)
 
 
-def seeds_words(experiment, run):
+def seeds_words(run):
     """How many seeds the arms have, in words."""
     n = len(run.seeds)
     words = f"{n} paired seeds" if n > 1 else "1 seed"
-    few = min([n, *(few for arm, few in experiment.few_seeds.items() if arm in run.arms)])
+    few = min(len(run.results(arm)) for arm in run.arms)
     return words if few == n else f"{words}, {few} for ablations"
 
 
-def results_text(experiment, run, outcome, options, argv, links):
+def results_text(experiment, run, outcome, links):
     """The part of an entry that the script writes; links: {file: (target, alt text or None)}."""
     doc = read_doc(experiment.script)
     facts = [
-        f"`{shown_command(experiment.script, argv)}`",
+        f"`{shown_command(experiment.script, experiment.argv)}`",
         str(datetime.date.today()),
-        seeds_words(experiment, run),
+        seeds_words(run),
         f"{run.cpu_seconds / 60:.0f} CPU-min",
-        f"commit {commit()}",
-        f"{plain(processor())}, torch {torch.__version__.partition('+')[0]}",
+        f"commit {read_commit()}",
+        f"{escape_cell(processor_name())}, torch {torch.__version__.partition('+')[0]}",
     ]
     parts = [" · ".join(facts), f"**Question.** {doc['Question']} ({doc['Notebook']})"]
     if run.is_of_record:
         parts.append(f"**Setup.** {doc['Setup']} **Rule.** {doc['Rule']}")
     else:
-        parts.append(f"**Settings.** {plain(settings_words(experiment, run, options))}.")
+        parts.append(f"**Settings.** {escape_cell(settings_words(experiment, run))}.")
     parts.append(outcome.table)
     for path, alt in links.values():
         if alt is not None:
-            parts.append(f"![{plain(alt)}]({path})")
+            parts.append(f"![{escape_cell(alt)}]({path})")
     for ours, head in ((False, "the notebook says"), (True, "ours")):
         found = [item for item in outcome.judged if (item[0].source == OURS) == ours]
         if found:
             parts.append(claims_table(head, found))
     if outcome.not_judged:
-        parts.append(plain(outcome.not_judged))
+        parts.append(escape_cell(outcome.not_judged))
     names = {"arms.csv": "all arms and seeds", "claims.csv": "all claims"}
     data = [f"[{names.get(n, n)}]({path})" for n, (path, alt) in links.items() if alt is None]
     parts.append(f"**Data.** {', '.join(data)}.")
     return "\n\n".join(parts)
 
 
-def write_entry(experiment, run, outcome, options, argv, files):
-    """Write figures, CSV files and the entry; says where."""
+def write_entry(experiment, run, outcome, files):
+    """Write figures, CSV files and the entry; returns where it stands, in words."""
+    options = experiment.options
     doc = read_doc(experiment.script)
     identity = experiment.name
     heading = doc["Question"]
     if not run.is_of_record:
         settings = [sorted(settings_key(one) for one in run.arms.values()), run.seeds]
         identity += f"-{short_hash(json.dumps(settings))}"
-        heading += f" ({settings_words(experiment, run, options)})"
-    claims = csv_bytes(claims_rows(outcome.judged, doc["Notebook"].partition(":")[0]))
+        heading += f" ({settings_words(experiment, run)})"
+    notebook = doc["Notebook"].partition(":")[0]
+    rows = [CLAIM_COLUMNS]
+    for claim, verdict, measured in outcome.judged:
+        rows.append([notebook, claim.source, claim.text, verdict, measured])
+    claims = csv_bytes(rows)
     files = files | {"arms.csv": (csv_bytes(arms_rows(run)), None), "claims.csv": (claims, None)}
     links = {}
     for name, (content, alt) in files.items():
         path = options.plots / f"{identity}-{name}"
         write_file(path, content)
-        links[name] = (link(path, options.logbook), alt)
+        links[name] = (relative_link(path, options.logbook), alt)
 
     entry = Entry(
         identity,
         run.is_of_record,
-        plain(heading),
-        plain(outcome.sentence),
-        results_text(experiment, run, outcome, options, argv, links),
+        escape_cell(heading),
+        escape_cell(outcome.sentence),
+        results_text(experiment, run, outcome, links),
         code_hash(experiment.script),
         short_hash(outcome.table + claims.decode()),
     )
     old_results = update_logbook(options.logbook, entry, options.note)
-    remove_stale(old_results, links, options, identity)
+    remove_stale(experiment, identity, old_results, links)
     return f"entry {identity} in {options.logbook}"
 
 
-def conclude_run(experiment, run, options, argv):
+def conclude_run(experiment, run):
     """Judge, draw, write the entry, and say what came out."""
-    judged = [(c, *c.judge(run)) for c in experiment.claims if c.can_be_judged(run)]
-    unjudged = [claim for claim in experiment.claims if not claim.can_be_judged(run)]
+    options = experiment.options
+    judged = []
+    unjudged = []
+    for claim in experiment.claims:
+        if claim.can_be_judged(run):
+            judged.append((claim, *claim.judge(run)))
+        else:
+            unjudged.append(claim)
     rows = experiment.rows
     if rows is None or not run.is_of_record:
         rows = list(run.arms)[:9]
@@ -3899,12 +3953,12 @@ def conclude_run(experiment, run, options, argv):
         not_judged,
         conclude(judged) if options.note is None else " ".join(options.note.split()),
     )
-    files = draw(experiment, run)
+    files = draw_figures(experiment, run)
     written = ""
     if options.smoke:  # the text is made all the same, so that a smoke run tests it
-        results_text(experiment, run, outcome, options, argv, {})
+        results_text(experiment, run, outcome, {})
     elif not options.no_log:
-        written = write_entry(experiment, run, outcome, options, argv, files)
+        written = write_entry(experiment, run, outcome, files)
 
     say(f"\n{outcome.table}\n")
     for claim, verdict, measured in judged:
@@ -3938,7 +3992,7 @@ def main(
     columns          metrics of the entry's table, the main one first
     tiny             settings of --smoke
     across           across(run) -> {metric: array [S]}, metrics over several arms
-    seeds_per_batch  more than 1: trial(config, seeds, job) -> list, for seeds stacked together
+    seeds_per_batch  more than 1: trial(config, seeds, job) -> list, for several seeds at once
     timing           one process; the processor is part of a trial's key
     rows             arms of the entry's table (default: the first nine)
 
@@ -3953,20 +4007,22 @@ def main(
     check_names(arms | ablations, base, tiny, claims)
     script = Path(trial.__code__.co_filename).resolve()
     few_seeds = {}
-    if parser.ablation_seeds is not None:
-        few_seeds = dict.fromkeys(ablations, 1 if options.smoke else parser.ablation_seeds)
+    if parser.ablation_seeds is not None and options.smoke:
+        few_seeds = dict.fromkeys(ablations, 1)
+    elif parser.ablation_seeds is not None and options.seeds == parser.get_default("seeds"):
+        few_seeds = dict.fromkeys(ablations, parser.ablation_seeds)
     experiment = Experiment(
-        script,
-        trial,
-        claims,
-        plot,
-        columns,
-        across,
-        seeds_per_batch,
-        timing,
-        rows,
-        few_seeds,
-        given,
+        script=script,
+        trial=trial,
+        claims=claims,
+        plot=plot,
+        columns=columns,
+        seeds_per_batch=seeds_per_batch,
+        timing=timing,
+        rows=rows,
+        options=options,
+        given=given,
+        argv=argv,
     )
     is_bare = not given and options.arms is None and not options.smoke
     for name in ("seeds", "first_seed", "threads", "device"):
@@ -3986,12 +4042,12 @@ def main(
         else:
             check_places(options)
         tables = {name: base | row for name, row in (arms | ablations).items()}
-        run = run_trials(experiment, chosen, tables, options)
+        run = run_trials(experiment, chosen, few_seeds, tables)
         if run is not None:
             run.is_of_record = is_bare
             if across is not None and run.is_whole:
                 run.across = across(run)
-            conclude_run(experiment, run, options, argv)
+            conclude_run(experiment, run)
 
 
 if __name__ == "__main__":

@@ -513,7 +513,7 @@ def draw_losses(run, title, shows, panels, top, bottom=None):
                 steps = CHECK_EVERY * np.arange(len(result["loss by step"]))
                 axis.plot(steps, result["loss by step"], color=colour, linewidth=0.8, alpha=0.6)
             axis.plot([], [], color=colour, linewidth=2, label=arm)
-        settings = [run.arms[arm if arm in run.arms else run.find(arm)] for arm in arms]
+        settings = [run.arms[run.shown_name(arm)] for arm in arms]
         shares = {row["alive"] for row in settings}
         if len(shares) == 1:
             for loss in best_losses(shares.pop()).values():

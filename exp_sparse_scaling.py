@@ -440,7 +440,7 @@ def draw_sweep(run, title, shows, size, arms):
             axis.plot(np.mean(x, 1), np.mean(y, 1), style, color=colour, linewidth=2, label=name)
             axis.plot(x, y, ".", color=colour, markersize=5)
         axis.set(xscale="log", yscale="log", xlabel=size, title=f"{measure}, {unit}")
-        axis.set_xticks(np.mean(x, 1), [core.brief(one) for one in np.mean(x, 1)])
+        axis.set_xticks(np.mean(x, 1), [core.format_number(one) for one in np.mean(x, 1)])
         axis.xaxis.minorticks_off()
     axes[0, 0].legend(fontsize=9)
     return figure

@@ -2642,6 +2642,7 @@ class Lab:
             toy.TINY,
             across=changes.get("across", toy.across),
             seeds_per_batch=changes.get("seeds_per_batch", 1),
+            timing=changes.get("timing", False),
             argv=[*argv, *self.places()],
         )
         return toy
@@ -2800,9 +2801,9 @@ FOUR = fake_run(
     ],
 )
 def test_check(check, outcome):
-    found, labels, _ = zip(*check.judge(FOUR), strict=True)
+    found = [check.judge(FOUR, arm)[0] for arm in check.any_arm or [check.arm]]
     assert core.outcome_of_any(found) == outcome
-    assert check.metric in labels[0]
+    assert check.metric in check.label()
 
 
 def test_unless_leaves_out_seeds_of_both_arms():
@@ -2813,15 +2814,15 @@ def test_unless_leaves_out_seeds_of_both_arms():
         }
     )
     check = Check("x", equals=1, arm="a", minus="b", unless="skip")
-    assert check.judge(run)[0][0] == "holds"
-    assert Check("x", equals=1, arm="a", minus="b").judge(run)[0][0] == "fails"
+    assert check.judge(run, "a")[0] == "holds"
+    assert Check("x", equals=1, arm="a", minus="b").judge(run, "a")[0] == "fails"
 
 
 def test_an_ablation_with_fewer_seeds_is_paired_with_the_first_ones():
     run = fake_run({"many": {"x": [1.0, 1.0, 9.0, 9.0]}, "few": {"x": [0.0, 0.0]}})
-    assert Check("x", equals=1, arm="many", minus="few").judge(run)[0][0] == "holds"
-    assert Check("x", equals=-1, arm="few", minus="many").judge(run)[0][0] == "holds"
-    assert Check("x", equals=1, arm="many").judge(run)[0][0] == "fails"
+    assert Check("x", equals=1, arm="many", minus="few").judge(run, "many")[0] == "holds"
+    assert Check("x", equals=-1, arm="few", minus="many").judge(run, "few")[0] == "holds"
+    assert Check("x", equals=1, arm="many").judge(run, "many")[0] == "fails"
 
 
 def test_a_claim_is_as_good_as_its_worst_check():
@@ -2883,14 +2884,16 @@ def test_the_conclusion_counts_notebook_and_ours_apart():
     many = [(Claim(f"A{i}.", "6/3"), "reproduced", "") for i in range(8)]
     text = core.conclude([*many, (claims[1], "refuted", "")])
     assert "8 are reproduced, " in text and "refuted (B)" in text  # only the unexpected is named
+    text = core.conclude([*many, (claims[2], "supported", "")])
+    assert "Of 8 statements" in text and "supported (C)" in text  # a single one is named
 
 
 @pytest.mark.parametrize(
     ("x", "text"),
     [(0.012345, "0.0123"), (1234567.0, "1,234,567"), (999.9, "1,000"), (math.nan, "–"), (0, "0")],
 )
-def test_brief(x, text):
-    assert core.brief(x) == text
+def test_format_number(x, text):
+    assert core.format_number(x) == text
 
 
 # --- flags and arms
@@ -2966,7 +2969,7 @@ def test_parse_tells_defaults_from_values_given(lab):
         (core.positive_float, {"1e-5": 1e-5}, ["0", "-1", "inf", "nan"]),
         (core.probability, {"0.25": 0.25}, ["0", "1", "1.5", "-0.5", "nan", "half"]),
         (core.int_tuple, {"0,2,3": (0, 2, 3), "1": (1,)}, ["2,1", "1,1", "-1", "", "1,", "a"]),
-        (core.input_file, {}, ["/nonexistent", "/dev/null", ".", "~nobody-of-this-name/x"]),
+        (core.input_file, {}, ["/nonexistent", "/dev/null", ".", "~nobody-of/x", "x" * 300]),
     ],
     ids=["integer", "positive_int", "width", "number", "positive", "share", "tuple", "file"],
 )
@@ -3010,6 +3013,7 @@ GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MAS
         (["--device", "tpu"], "--device"),
         (["--text", "/nonexistent"], "--text"),
         (["--text", "/dev/null"], "--text"),
+        (["--text", "x" * 300], "--text"),
         (["--logbook", "{lab}/exp_toy.py"], "--logbook"),
         (["--logbook", "{lab}"], "--logbook"),
         (["--logbook", "{lab}/exp_toy.py/x.md"], "--logbook"),
@@ -3069,6 +3073,16 @@ def test_what_a_launcher_left_behind_is_one_line(lab, capfd, monkeypatch, enviro
     assert time.monotonic() - started < 20
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and "RANK" in err
+
+
+def test_a_script_that_measures_time_refuses_torchrun(lab, capsys, monkeypatch):
+    group = argparse.Namespace(rank=0, world=2)
+    monkeypatch.setattr(core, "join_group", lambda identity: group)
+    with pytest.raises(SystemExit) as end:
+        lab.run("--no-log", timing=True)
+    assert end.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "torchrun" in err
 
 
 def free_port():
@@ -3245,6 +3259,14 @@ def test_ablations_may_have_fewer_seeds(lab, capsys):
     assert [row["seed"] for row in rows if row["arm"] == HOSTILE_ARM] == ["0", "1"]
     assert "3 paired seeds, 2 for ablations" in lab.log.read_text(encoding="utf-8")
     assert "8 trials" in capsys.readouterr().err
+
+
+def test_seeds_given_are_those_of_ablations_too(lab, capsys):
+    toy = lab.toy()
+    toy.parser.ablation_seeds = 1
+    lab.run("--arms", "plain", HOSTILE_ARM, "--seeds", "2", toy=toy, across=lambda run: {})
+    assert "4 trials" in capsys.readouterr().err
+    assert "2 paired seeds ·" in lab.log.read_text(encoding="utf-8")
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
@@ -3564,19 +3586,19 @@ def test_the_stamp_names_this_repository_or_none(tmp_path, monkeypatch):
         for words in (["init", "-q"], ["add", "."], ["commit", "-qm", place.name]):
             subprocess.run(["git", "-C", place, *identity, *words], check=True)
     monkeypatch.setattr(core, "REPOSITORY", folder.resolve())
-    clean = core.commit()
+    clean = core.read_commit()
     assert re.fullmatch(r"[0-9a-f]{8}", clean)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
     monkeypatch.setenv("GIT_WORK_TREE", str(other))
-    assert core.commit() == clean
+    assert core.read_commit() == clean
     (folder / "core.py").write_text("x = 2\n")
-    assert core.commit() == f"{clean} with changes"
+    assert core.read_commit() == f"{clean} with changes"
     monkeypatch.setattr(core, "REPOSITORY", inside.resolve())
-    assert core.commit() == "unknown"
+    assert core.read_commit() == "unknown"
     monkeypatch.setattr(core, "REPOSITORY", folder.resolve())
     for path in ("", str(tmp_path / "missing")):
         monkeypatch.setenv("PATH", path)
-        assert core.commit() == "unknown"
+        assert core.read_commit() == "unknown"
 
 
 def test_smoke_writes_nothing(lab, capsys):
@@ -3611,7 +3633,7 @@ def test_an_entry_is_made_replaced_and_keeps_its_words(lab, capsys, monkeypatch)
     first = lab.log.read_text()
     assert check_tables(first) == 5  # index, arms, notebook, ours, appendix
     assert "## Does the toy add up?\n" in first and "**Conclusion.** A note with " in first
-    assert f"| {core.plain(HOSTILE_ARM)} |" in first
+    assert f"| {core.escape_cell(HOSTILE_ARM)} |" in first
     assert "`python exp_toy.py`" in first
     assert all(path.is_file() for path in links_of(lab.log)) and len(links_of(lab.log)) == 4
     index = first[: first.index("<!-- /index -->")]

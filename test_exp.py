@@ -496,7 +496,7 @@ def run_trial(module, settings, seed=0):
     source = Path(module.__file__).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = core.Checkpoint(Path(folder) / "trial.checkpoint")
-        job = core.Job(torch.device("cpu"), 1, checkpoint)
+        job = core.Job(torch.device("cpu"), checkpoint)
         if "seeds_per_batch=" in source:
             return module.trial(config, [seed], job)[0]
         return module.trial(config, seed, job)
@@ -1942,11 +1942,11 @@ class CheckpointThatIsCut(core.Checkpoint):
 def test_a_full_size_trial_resumes_to_the_same_bits(module, tmp_path, capsys):
     config = argparse.Namespace(**base_settings(module) | {"epochs": 4})
     cpu = torch.device("cpu")
-    whole = module.trial(config, 0, core.Job(cpu, 1, core.Checkpoint(tmp_path / "whole")))
+    whole = module.trial(config, 0, core.Job(cpu, core.Checkpoint(tmp_path / "whole")))
     cut = CheckpointThatIsCut(tmp_path / "cut")
     with pytest.raises(Interrupted):
-        module.trial(config, 0, core.Job(cpu, 1, cut))
-    resumed = module.trial(config, 0, core.Job(cpu, 1, core.Checkpoint(tmp_path / "cut")))
+        module.trial(config, 0, core.Job(cpu, cut))
+    resumed = module.trial(config, 0, core.Job(cpu, core.Checkpoint(tmp_path / "cut")))
     assert (tmp_path / "cut").exists()
     assert capsys.readouterr().err == ""  # a checkpoint that cannot be read is reported
     one = numbers(whole)
@@ -2930,8 +2930,8 @@ def test_scores_by_size_pool_the_graphs_of_that_size():
 def test_a_killed_search_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(core, "CHECKPOINT_SECONDS", 0.0)
     config = argparse.Namespace(data="shared", train_graphs=20, test_graphs=5, sweeps=5)
-    job = core.Job(torch.device("cpu"), 1, core.Checkpoint(tmp_path / "trial.checkpoint"))
-    whole = templates.trial(config, 0, core.Job(torch.device("cpu"), 1, None))
+    job = core.Job(torch.device("cpu"), core.Checkpoint(tmp_path / "trial.checkpoint"))
+    whole = templates.trial(config, 0, core.Job(torch.device("cpu"), None))
     weigh_places = templates.weigh_places
     calls = []
 
@@ -2967,7 +2967,7 @@ def test_a_graph_with_hardly_any_edges_is_named_and_not_searched_for_ever(tmp_pa
     source = pattern_limit.data_source(str(path))
     config = argparse.Namespace(data=source, train_graphs=3, test_graphs=3, sweeps=5)
     with pytest.raises(core.UsageError, match=r"over 100,000 partial matches in a graph of \d+"):
-        templates.trial(config, 0, core.Job(torch.device("cpu"), 1, None))
+        templates.trial(config, 0, core.Job(torch.device("cpu"), None))
 
 
 def test_a_files_patterns_are_looked_for_in_its_test_graphs(tmp_path):
@@ -2982,7 +2982,7 @@ def test_a_files_patterns_are_looked_for_in_its_test_graphs(tmp_path):
     path = tmp_path / "graphs.pt"
     torch.save(splits, path)
     source = pattern_limit.data_source(str(path))
-    job = core.Job(torch.device("cpu"), 1, None)
+    job = core.Job(torch.device("cpu"), None)
     config = argparse.Namespace(data=source, train_graphs=12, test_graphs=3, sweeps=5)
     found = templates.trial(config, 0, job)
     config.data = "shared"
