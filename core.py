@@ -2104,6 +2104,14 @@ def format_number(x):
     return f"{x:,.0f}" if 1000 <= abs(float(shown)) < 1e9 else shown
 
 
+def format_half_width(interval):
+    """Half an interval for the reader, two digits; "" if it has no width beyond rounding."""
+    half = (interval.high - interval.low) / 2
+    if not 1e-12 * abs(interval.estimate) < half < math.inf:
+        return ""
+    return f"{half:,.0f}" if half >= 100 else f"{half:.2g}"
+
+
 @dataclass(frozen=True)
 class Check:
     """One number that a claim predicts.
@@ -2214,7 +2222,16 @@ class Check:
             return text
         if self.minus is not None or self.over is not None or self.rate:
             return f"{text} [{format_number(found.low)}, {format_number(found.high)}]"
-        return f"{text} ± {(found.high - found.low) / 2:.2g}"
+        half = format_half_width(found)
+        return f"{text} ± {half}" if half else text
+
+
+def list_values(values):
+    """What one or several checks measured, in words; values: [(value in words, arm or None)]."""
+    if len({value for value, _ in values}) == 1:
+        times = f" ({len(values)} times)" if len(values) > 1 else ""
+        return values[0][0] + times
+    return "; ".join(f"{value} ({arm})" if arm else value for value, arm in values)
 
 
 def outcome_of_all(outcomes):
@@ -2257,22 +2274,19 @@ class Claim:
         """(verdict, what was measured, in words)."""
         outcomes = []
         alternatives = {}  # {any_arm of a check: {arm: [outcomes]}}
-        measured = {}  # {label: [values in words]}
+        measured = {}  # {label: [(value in words, arm)]}
         for check in self.checks:
-            values = []
             for arm in check.any_arm or [check.arm]:
                 outcome, value = check.judge(run, arm)
                 if check.any_arm:
                     by_arm = alternatives.setdefault(check.any_arm, {})
                     by_arm.setdefault(arm, []).append(outcome)
-                    value = f"{value} ({arm})"
                 else:
                     outcomes.append(outcome)
-                values.append(value)
-            measured.setdefault(check.label(), []).append("; ".join(values))
+                measured.setdefault(check.label(), []).append((value, arm))
         for by_arm in alternatives.values():
             outcomes.append(outcome_of_any([outcome_of_all(found) for found in by_arm.values()]))
-        words = [f"{label} {', '.join(values)}" for label, values in measured.items()]
+        words = [f"{label} {list_values(values)}" for label, values in measured.items()]
         of_notebook, of_ours = VERDICTS[outcome_of_all(outcomes)]
         return of_ours if self.source == OURS else of_notebook, "; ".join(words)
 
@@ -2301,7 +2315,7 @@ def number_type(convert, is_allowed, expected):
             value = convert(text)
             if is_allowed(value):
                 return value
-        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not {expected}")
 
     return read
 
@@ -2332,7 +2346,10 @@ int_tuple = number_type(split_integers, is_ascending, "integers >= 0 joined by c
 
 def path_type(text):
     """argparse type: a path; ~ is the home folder."""
-    return Path(os.path.expanduser(text))
+    path = os.path.expanduser(text)
+    if not path or path.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no path; name a file or a folder")
+    return Path(path)
 
 
 class InputFile(str):
@@ -2394,7 +2411,7 @@ def parse(parser, argv):
     defaults = vars(parser.parse_args([]))
     base = {key: value[0] for key, value in defaults.items() if key not in parser.common_flags}
     # argparse takes -1e2 and -inf for flags, unless a space, which float() skips, stands before
-    negative = re.compile(r"-(\d|\.\d|inf$)")
+    negative = re.compile(r"-(\d|\.\d|(inf|infinity|nan)$)")
     words = [f" {word}" if negative.match(word) else word for word in argv]
     options = parser.parse_args(words, argparse.Namespace(**dict.fromkeys(base)))
     given = {key: getattr(options, key) for key in base if getattr(options, key) is not None}
@@ -2665,7 +2682,7 @@ class Checkpoint:
     def save(self, state):
         """Replace the state."""
         buffer = io.BytesIO()
-        torch.save(plain_numbers(state), buffer)
+        torch.save({"key": self.path.stem, "state": plain_numbers(state)}, buffer)
         write_file(self.path, buffer.getvalue())
         self.saved = time.monotonic()
 
@@ -2674,7 +2691,10 @@ class Checkpoint:
         if not self.path.exists():
             return None
         try:
-            return torch.load(self.path, weights_only=True)
+            saved = torch.load(self.path, weights_only=True)
+            if saved["key"] != self.path.stem:  # another trial's
+                raise ValueError
+            return saved["state"]
         except Exception as error:  # torch raises many types for a cut or hostile file
             say_error(f"{self.path}: a damaged checkpoint ({type(error).__name__}), not used")
             return None
@@ -2712,7 +2732,7 @@ def read_record(path):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(str(arrays.pop("")))
-        if meta["key"] != path.stem:  # it belongs to another trial
+        if meta["key"] != path.stem or not math.isfinite(meta["seconds"]):  # another trial's
             raise ValueError
         result = {name: x.item() if x.ndim == 0 else x for name, x in arrays.items()}
         return result, meta
@@ -3302,29 +3322,41 @@ def find_entries(text):
 
 def read_logbook(path):
     """The log as text, an empty one if there is none. Raises UsageError if it is damaged."""
-    if not path.exists():
-        return EMPTY_LOGBOOK
     try:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        return EMPTY_LOGBOOK
     except OSError as error:
         raise UsageError(f"--logbook {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UsageError(f"--logbook {path}: not UTF-8; name another file") from None
-    if re.search(r"^(<<<<<<<|>>>>>>>) ", text, re.MULTILINE):
+    if re.search(r"^(<{7}|>{7}|\|{7})( |$)", text, re.MULTILINE):
         raise UsageError(f"--logbook {path}: it has merge markers; resolve the merge first")
-    entries = find_entries(text)
-    names = {entry["id"] for entry in entries}
-    places = [text.find(f"{marker}\n") for marker in MARKERS]
-    is_sound = (
-        all(text.count(marker) == 1 for marker in MARKERS)
-        and -1 not in places
-        and places == sorted(places)
-        and text.count("<!-- entry ") == text.count("<!-- /results -->") == len(entries)
-        and len(names) == len(entries)
-    )
-    if not is_sound:
+    if not has_sound_markers(text):
         raise UsageError(f"--logbook {path}: its markers are damaged; restore it, or name another")
     return text
+
+
+def has_sound_markers(text):
+    """Whether all markers stand in their order, each once, none of them within an entry, and
+    all entries within the two parts that hold entries."""
+    entries = find_entries(text)
+    places = [text.find(f"{marker}\n") for marker in MARKERS]
+    if -1 in places or places != sorted(places):
+        return False
+    if any(text.count(marker) != 1 for marker in MARKERS):
+        return False
+    if not text.count("<!-- entry ") == text.count("<!-- /results -->") == len(entries):
+        return False
+    if len({entry["id"] for entry in entries}) != len(entries):
+        return False
+    _, _, first, other_runs, last, _ = places
+    for entry in entries:
+        of_record = first < entry.start() and entry.end() <= other_runs
+        other = other_runs < entry.start() and entry.end() <= last
+        if not of_record and not other:
+            return False
+    return True
 
 
 def results_table(run, columns, rows):
@@ -3334,9 +3366,9 @@ def results_table(run, columns, rows):
         cells = []
         for metric in columns:
             found = mean_interval(run.values(arm, metric))
-            half = (found.high - found.low) / 2
+            half = format_half_width(found)
             shown = format_number(found.estimate)
-            cells.append(f"{shown} ± {half:.2g}" if 0 < half < math.inf else shown)
+            cells.append(f"{shown} ± {half}" if half else shown)
         lines.append(f"| {escape_cell(arm)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -3439,7 +3471,8 @@ def relative_link(path, logbook):
 def file_of_link(text, logbook):
     """The file that a link of the logbook leads to."""
     folder = os.path.dirname(os.path.realpath(logbook))
-    return Path(os.path.realpath(os.path.join(folder, urllib.parse.unquote(text))))
+    name = urllib.parse.unquote(text).replace("\0", "")  # no file's name holds it
+    return Path(os.path.realpath(os.path.join(folder, name)))
 
 
 def csv_bytes(rows):
@@ -3467,14 +3500,14 @@ def arms_rows(run):
 
 
 def appendix_table(notebook, found):
-    """Lines of one notebook's claims, in its order, ours last; found: [(row, entry)]."""
-    sections = [*NOTEBOOKS.get(notebook, ()), OURS]
+    """Lines of one notebook's claims, in its order; found: [(row, entry)]."""
+    sections = NOTEBOOKS.get(notebook, ())
 
     def place_in_notebook(item):
         first = item[0]["source"].split(",")[0].strip()
         return sections.index(first) if first in sections else len(sections)
 
-    lines = [f"## {notebook[0].upper()}{notebook[1:]}", ""]
+    lines = [f"## {escape_cell(notebook.capitalize())}", ""]
     lines += ["| section | claim | verdict |", "|---|---|---|"]
     for row, entry in sorted(found, key=place_in_notebook):
         verdict = f"[{row['verdict']}](#{entry})"
@@ -3485,12 +3518,19 @@ def appendix_table(notebook, found):
 def read_claims(results, logbook):
     """Rows of the claims file that an entry links to; none if it is missing or damaged."""
     found = re.search(r"\[all claims\]\(([^)]+)\)", results)
-    path = file_of_link(found[1], logbook) if found else None
-    if path is None or not path.exists():
+    if found is None:
         return []
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if any(set(row) != set(CLAIM_COLUMNS) or None in row.values() for row in rows):
+    path = file_of_link(found[1], logbook)
+    verdicts = {verdict for pair in VERDICTS.values() for verdict in pair}
+    try:
+        if not path.is_file():
+            return []
+        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            if set(row) != set(CLAIM_COLUMNS) or row["verdict"] not in verdicts:
+                raise ValueError
+    except (OSError, ValueError, csv.Error):
         say_error(f"{path}: a damaged table of claims, left out of the index")
         return []
     return rows
@@ -3521,8 +3561,9 @@ def write_index(text, logbook):
             counts.append(", ".join(f"{n} {verdict}" for verdict, n in found.items()) or "–")
         index.append(f"| {title} | {counts[0]} | {counts[1]} | {date[0] if date else ''} |")
         for row in rows:
-            claims.setdefault(row["notebook"], []).append((row, entry["id"]))
-    appendix = ["# Appendix: every claim", ""]
+            if row["source"] != OURS:
+                claims.setdefault(row["notebook"], []).append((row, entry["id"]))
+    appendix = ["# Appendix: every statement of the notebooks", ""]
     for notebook, found in claims.items():
         if found:
             appendix += appendix_table(notebook, found)
@@ -3709,15 +3750,18 @@ def check_machine(options, timing):
         raise UsageError(f"--jobs {options.jobs}: this machine has {count_cores()} cores")
 
 
-def check_places(options):
-    """Raise UsageError unless everything can be written where it shall go."""
-    places = [("--runs", options.runs)]
+def check_places(options, name):
+    """Raise UsageError unless everything of the experiment can be written where it shall go."""
+    places = [("--runs", options.runs / name)]
     if not options.no_log:
+        read_logbook(options.logbook)
+        if options.logbook.exists() and not os.access(options.logbook, os.W_OK):
+            raise UsageError(f"--logbook {options.logbook}: read-only; make it writable")
         places += [
             ("--plots", options.plots),
             ("--logbook", Path(os.path.realpath(options.logbook)).parent),
         ]
-    for name, folder in places:
+    for flag, folder in places:
         probe = folder / f".writable.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -3725,12 +3769,8 @@ def check_places(options):
             probe.unlink()
         except OSError as error:
             raise UsageError(
-                f"{name} {folder}: cannot write there ({error.strerror}); choose another place"
+                f"{flag} {folder}: cannot write there ({error.strerror}); choose another place"
             ) from None
-    if not options.no_log:
-        read_logbook(options.logbook)
-        if options.logbook.exists() and not os.access(options.logbook, os.W_OK):
-            raise UsageError(f"--logbook {options.logbook}: read-only; make it writable")
 
 
 def report_nothing(unit, results, seconds):
@@ -3809,7 +3849,8 @@ def run_trials(experiment, arms, few_seeds, tables):
         if options.smoke:
             raise
         path = folder / "error.txt"
-        write_file(path, "".join(traceback.format_exception(error)).encode())
+        with contextlib.suppress(OSError):
+            write_file(path, "".join(traceback.format_exception(error)).encode())
         raise StoppedRunError(f"a trial failed: {error!r} (traceback in {path})") from None
     if group is not None and group.rank > 0:
         return None
@@ -3999,8 +4040,6 @@ def main(
     Exits with 2 for a mistake of the user's, 1 for a lost process or a full disk, 130 for
     Ctrl-C; finished trials are kept in all cases.
     """
-    if signal.getsignal(signal.SIGINT) is leave_quietly:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     show_warnings_only()
     argv = sys.argv[1:] if argv is None else argv
     options, base, given = parse(parser, argv)
@@ -4032,6 +4071,8 @@ def main(
         arms = {name: row | tiny for name, row in arms.items()}
         ablations = {name: row | tiny for name, row in ablations.items()}
         options.seeds = min(options.seeds, 2)
+    if signal.getsignal(signal.SIGINT) is leave_quietly:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with one_line_errors(script.name), contextlib.ExitStack() as stack:
         chosen = choose_arms(arms, ablations, base, given, options)
         check_machine(options, timing)
@@ -4040,7 +4081,7 @@ def main(
                 stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             )
         else:
-            check_places(options)
+            check_places(options, experiment.name)
         tables = {name: base | row for name, row in (arms | ablations).items()}
         run = run_trials(experiment, chosen, few_seeds, tables)
         if run is not None:

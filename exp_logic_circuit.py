@@ -1179,6 +1179,12 @@ def show_boards(options):
     """Show the boards in the terminal, ten per second, or print them one after another."""
     if sys.stdout is None:
         raise core.UsageError("standard output is closed; give --save FILE")
+    try:
+        "▀▄█".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        raise core.UsageError(
+            "standard output cannot show boards; set PYTHONIOENCODING=utf-8 or give --save FILE"
+        ) from None
     terminal = sys.stdout.isatty()
     for generation, board in enumerate(boards_of(options)):
         if terminal:

@@ -398,9 +398,9 @@ class QuestionFile:
             try:
                 if line.strip():
                     questions.append(read_question(json.loads(line)))
-            except ValueError as error:
-                broken = isinstance(error, json.JSONDecodeError | UnicodeDecodeError)
-                reason = "not JSON" if broken else error
+            except (ValueError, RecursionError) as error:
+                unreadable = json.JSONDecodeError | UnicodeDecodeError | RecursionError
+                reason = "not JSON" if isinstance(error, unreadable) else error
                 raise core.UsageError(f"--questions {path}: line {i + 1}: {reason}") from None
         if len(questions) < 10:
             raise core.UsageError(f"--questions {path}: give at least 10 questions, one per line")

@@ -1223,6 +1223,7 @@ def test_a_long_text_takes_memory_in_proportion(tmp_path):
         ({"relations": ["a"] * 4}, "more than 3"),
         (b'{"start": "a"', "not JSON"),
         (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[1]", "not an object"),
     ],
     ids=str,
@@ -3021,6 +3022,10 @@ GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MAS
         (["--plots", "/dev/null/x"], "--plots"),
         (["--runs", "{lab}/exp_toy.py"], "--runs"),
         (["--runs", "{lab}/" + "x" * 300], "--runs"),
+        (["--runs", ""], "--runs"),
+        (["--logbook", "{lab}/" + "x" * 300], "--logbook"),
+        (["--logbook", "~nobody-of/x.md"], "--logbook"),
+        (["--rate", "-nan"], "'-nan'"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value)[:24],
 )
@@ -3272,7 +3277,7 @@ def test_seeds_given_are_those_of_ablations_too(lab, capsys):
 def test_a_record_comes_back_as_it_was(tmp_path):
     path = tmp_path / "0123.npz"
     result = {"x": 1.5, "n": np.int64(3), "ok": np.bool_(True), "text": "ü|", "curve": np.eye(2)}
-    core.write_record(path, result, {"key": "0123", "seed": 0})
+    core.write_record(path, result, {"key": "0123", "seed": 0, "seconds": 1.0})
     found, meta = core.read_record(path)
     assert meta["seed"] == 0
     assert (found["x"], found["n"], found["ok"], found["text"]) == (1.5, 3, True, "ü|")
@@ -3344,6 +3349,10 @@ def test_a_damaged_checkpoint_is_reported_and_not_used(tmp_path, capsys):
     torch.save({"w": Bomb(bomb)}, checkpoint.path)
     assert checkpoint.load() is None
     assert not bomb.exists()
+    checkpoint.save(state)
+    other = core.Checkpoint(tmp_path / "b.checkpoint")
+    shutil.copy(checkpoint.path, other.path)
+    assert other.load() is None  # another trial's
     checkpoint.remove()
     checkpoint.remove()
     assert not checkpoint.path.exists()
@@ -3640,7 +3649,7 @@ def test_an_entry_is_made_replaced_and_keeps_its_words(lab, capsys, monkeypatch)
     assert "[Does the toy add up?](#toy) | 1 reproduced, 1 refuted | 1 supported |" in index
     appendix = first[first.index("<!-- appendix -->") :]
     rows = re.findall(r"^\| (\S+) \| .* \| \[(\w+)\]\(#toy\) \|$", appendix, re.MULTILINE)
-    assert rows == [("opening", "refuted"), ("6/3", "reproduced"), ("ours", "supported")]
+    assert rows == [("opening", "refuted"), ("6/3", "reproduced")]
 
     edited = first.replace("## Does the toy add up?", "## The toy | adds up")
     edited = re.sub(r"\*\*Conclusion\.\*\* .*", "**Conclusion.** Mine.\n\nMore.", edited, count=1)
@@ -3749,11 +3758,22 @@ def log_with(*names):
 WHOLE = log_with("one", "two")
 
 
+def moved(text, part, place):
+    """The text with a part moved after the first occurrence of another."""
+    assert part in text and place in text
+    return text.replace(part, "", 1).replace(place, f"{place}\n{part}", 1)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         WHOLE.replace("## Heading", "<<<<<<< HEAD\n## Heading", 1),
         WHOLE.replace("results\n<!--", "results\n>>>>>>> branch\n<!--", 1),
+        WHOLE.replace("## Heading", "||||||| base\n## Heading", 1),
+        WHOLE.replace("## Heading", "<<<<<<<\n## Heading", 1),
+        moved(WHOLE, BLOCK.format("one"), core.INDEX),  # where an index is made anew
+        moved(WHOLE, BLOCK.format("two"), core.APPENDIX),
+        moved(WHOLE, f"{core.OTHER_RUNS}\n", "**Conclusion.** Words.\n\n"),
         WHOLE.replace("<!-- /results -->", "", 1),
         WHOLE.replace("<!-- results one", "<!-- results won"),
         WHOLE.replace('<!-- entry one --><a id="one"></a>\n', ""),
@@ -3816,7 +3836,11 @@ def test_a_damaged_claims_file_does_not_stop_another_run(lab):
     lab.run()
     text = lab.log.read_text()
     lab.log.write_text(text.replace("<!-- entries -->\n", "<!-- entries -->\n" + BLOCK.format("b")))
-    for content in (b"<<<<<<< HEAD\nx\n", b"\xff\xfe\x00", b"", None):
+    row = "graph notebook,6/3,A.,{},1\n"
+    head = ",".join(core.CLAIM_COLUMNS) + "\n"
+    hostile = (head + row.format("<!-- /appendix -->")).encode()
+    long = (head + row.format("x" * 200_000)).encode()
+    for content in (b"<<<<<<< HEAD\nx\n", b"\xff\xfe\x00", b"", hostile, long, None):
         claims = lab.folder / "plots" / "b-claims.csv"
         linked = lab.log.read_text().replace("\nresults\n", "\n[all claims](plots/b-claims.csv)\n")
         lab.log.write_text(linked)
@@ -3826,6 +3850,12 @@ def test_a_damaged_claims_file_does_not_stop_another_run(lab):
             claims.write_bytes(content)
         lab.run()
         assert "| [Heading](#b) | – | – |" in lab.log.read_text()
+    lab.log.write_text(lab.log.read_text().replace("b-claims.csv", "b%00.csv"))
+    lab.run()
+    claims = lab.folder / "plots" / "toy-claims.csv"
+    claims.write_text(head + row.replace("graph", "<!-- index -->").format("refuted"))
+    core.update_logbook(lab.log, an_entry("new"))
+    core.read_logbook(lab.log)
 
 
 def an_entry(name, numbers="12345678"):
