@@ -399,6 +399,5 @@ def draw_accuracy(run):
     return figure
 
 
-
 if __name__ == "__main__":
     core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY, across=across, rows=ROWS)
