@@ -2229,8 +2229,8 @@ class Check:
 def list_values(values):
     """What one or several checks measured, in words; values: [(value in words, arm or None)]."""
     if len({value for value, _ in values}) == 1:
-        times = f" ({len(values)} times)" if len(values) > 1 else ""
-        return values[0][0] + times
+        checks = f" ({len(values)} checks)" if len(values) > 1 else ""
+        return values[0][0] + checks
     return "; ".join(f"{value} ({arm})" if arm else value for value, arm in values)
 
 
