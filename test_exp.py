@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import importlib
+import io
 import itertools
 import json
 import math
@@ -143,6 +144,7 @@ EFFECTS = {
         "logit_scale": ({}, "14"),
         "logit_bias": ({"attn_activ": "sigmoid"}, "log-n"),
         "output": ({}, "norm"),
+        "rates": ({}, 4),
         **LANGUAGE_EFFECTS,
     },
     "exp_attention_graphs": {
@@ -629,6 +631,9 @@ def test_the_ablations_are_the_notebooks_48_configs():
     for name, row in ablation.CONFIGS.items():
         assert table[name] == row
     assert list(ablation.CONFIGS)[:3] == ["softmax", "softmax, gelu", "softmax, fro_norm"]
+    everything = {"attn_activ": "sigmoid", "post_attn_norm": "rms_norm"}
+    everything |= {"qk_norm": "rms_norm", "qk_activ": "gelu"}
+    assert ablation.CONFIGS["sigmoid, post_attn_norm, rms_norm, gelu"] == everything
 
 
 class LossRun:
@@ -641,17 +646,10 @@ class LossRun:
         return np.array(self.losses[arm])
 
 
-def test_main_effects_of_losses_that_add_up():
-    costs = {"sigmoid": 0.1, "tanh": 1.0, "no activation": 2.0, "fro_norm": 0.3, "rms_norm": 0.02}
-    costs |= {"gelu": 0.004, "post_attn_norm": -0.05}
-    losses = {}
-    for number, name in enumerate(ablation.CONFIGS):
-        total = sum(costs.get(word, 0.0) for word in name.split(", "))
-        losses[name] = total + np.array([1.0, 2.0, 3.0])[: 3 - number % 2]  # some have fewer seeds
-    found = ablation.across(LossRun(losses))
-    for name, value in costs.items():
-        np.testing.assert_allclose(found[f"effect of {name}"], [value, value], atol=1e-12)
-    np.testing.assert_allclose(found["cost of gelu"], 0.004, atol=1e-12)
+def test_the_cost_of_gelu_is_a_mean_over_softmax_and_sigmoid():
+    losses = {"softmax": [1.0, 2.0], "softmax, gelu": [1.1, 2.2]}
+    losses |= {"sigmoid": [3.0, 3.0], "sigmoid, gelu": [3.3, 3.0]}
+    np.testing.assert_allclose(ablation.across(LossRun(losses))["cost of gelu"], [0.2, 0.1])
 
 
 def test_the_bugs_of_the_attention_notebook_do_what_they_are_said_to():
@@ -673,27 +671,47 @@ def test_the_bugs_of_the_attention_notebook_do_what_they_are_said_to():
     assert torch.equal(usual(x, (2, 5)), plain(x, (2, 5)))
 
 
-def test_tuned_loss_takes_the_rate_that_is_best_on_the_other_seeds():
-    losses = {"tanh, lr 0.004": [1, 9, 9], "tanh, lr 0.008": [4, 4, 4]}
-    assert fair.tuned_loss(LossRun(losses), "tanh").tolist() == [4, 4, 4]
-    losses["tanh, lr 0.008"] = [np.nan, 4, 4]  # it diverged once: that seed still takes it
-    assert fair.tuned_loss(LossRun(losses), "tanh").tolist() == [np.inf, 9, 9]
+def test_a_trial_reports_the_rate_with_the_lowest_validation_loss(monkeypatch):
+    settings = base_settings(fair) | {"lr": 1e-2}
+    alone = [run_trial(fair, settings | {"rates": 1, "lr": lr}) for lr in (1e-2, 2e-2, 4e-2)]
+    text = core.load_text(core.LIBRARY)
+    half = len(text.held_out) // 2
+    losses = []  # on all of the first half of the held-out text, which no test window is from
+
+    def watched(model, part, length, windows=256):
+        loss = measure(model, part, length, windows)
+        if np.array_equal(part.held_out, text.held_out[:half]):
+            losses.append(loss)
+        else:
+            assert np.array_equal(part.held_out, text.held_out[half:])
+        return loss
+
+    measure = core.held_out_loss
+    monkeypatch.setattr(core, "held_out_loss", watched)
+    found = run_trial(fair, settings | {"rates": 3})
+    assert len(losses) == 3
+    assert found == alone[np.argmin(losses)]
+
+
+def test_a_rate_that_diverges_is_not_chosen(monkeypatch):
+    losses = iter([1.0, np.nan, 5.0, 1.0, 4.0, 6.0])  # sums, validation, test; for two rates
+    monkeypatch.setattr(core, "held_out_loss", lambda *args, **options: next(losses))
+    assert run_trial(fair, base_settings(fair) | {"rates": 2})["nats per byte"] == 6.0
 
 
 def test_published_attention_without_its_options_is_the_notebooks():
     x = torch.randn(10, 8)
-    for learned in (False, True):
-        layer = fair.PublishedAttention(8, 2, 1.0, learned, 0.0, torch.nn.Identity())
-        plain = core.CausalAttention(8, 2)
-        plain.load_state_dict(layer.state_dict(), strict=False)
-        torch.testing.assert_close(layer(x, (2, 5)), plain(x, (2, 5)))
+    layer = fair.PublishedAttention(8, 2, 1.0, 0.0, torch.nn.Identity())
+    plain = core.CausalAttention(8, 2)
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x, (2, 5)), plain(x, (2, 5)))
 
 
 def test_bias_scale_and_output_of_published_attention():
     x = torch.randn(10, 8)
     options = {"attn_activ": "sigmoid", "position": "none"}
     layer = fair.PublishedAttention(
-        8, 2, 3.0, False, math.log(5), fair.LayerScale(8, 0.25), **options
+        8, 2, 3.0, math.log(5), fair.LayerScale(8, 0.25), **options
     ).eval()
     logits = torch.randn(1, 2, 5, 5)
     expected = torch.sigmoid(3.0 * logits - math.log(5)).tril()
@@ -738,28 +756,34 @@ def test_a_swapped_schedule_is_the_others():
 
 def test_initial_weights_of_the_attention_notebook():
     small = {"layers": 3, "dim": 64, "heads": 4, "query_dim": 32}
-    for init, out in (("notebook", 0.5 / 3), ("full-output", 1.0)):
-        model = confound.make_model(small_confound(**small, init=init), 0, "none")
-        for layer in model.layers:
-            expected = {
-                layer.mixing.inputs: 0.25 / 8,
-                layer.mixing.out: out / 8,
-                layer.feedforward.first: 0.25 / 8,
-                layer.feedforward.last: 0.5 / 3 / 16,
-            }
-            for linear, deviation in expected.items():
-                assert linear.weight.std().item() == pytest.approx(deviation, rel=0.05)
-                assert not linear.bias.any()
+    model = confound.make_model(small_confound(**small), 0, "none")
+    for layer in model.layers:
+        expected = {
+            layer.mixing.inputs: 0.25 / 8,
+            layer.mixing.out: 0.5 / 3 / 8,
+            layer.feedforward.first: 0.25 / 8,
+            layer.feedforward.last: 0.5 / 3 / 16,
+        }
+        for linear, deviation in expected.items():
+            assert linear.weight.std().item() == pytest.approx(deviation, rel=0.05)
+            assert not linear.bias.any()
 
 
 def test_the_largest_cost_of_the_norm_is_that_of_one_config():
     losses = {}
-    for number, arm in enumerate(confound.compared()):
-        activation, comma, change = arm.partition(", ")
-        losses[arm] = [1.0, 1.0]
-        losses[f"{activation}, post_attn_norm{comma}{change}"] = [1.0 + number / 10, 1.0]
+    for number, (without, with_norm) in enumerate(confound.WITH_NORM.items()):
+        losses[without] = [1.0, 1.0, 1.0][: 3 - number % 2]  # some have fewer seeds
+        losses[with_norm] = [1.0 + number / 10, 1.0, 1.0][: 3 - number % 2]
     found = confound.across(LossRun(losses))["largest cost"]
-    np.testing.assert_allclose(found, [(len(confound.compared()) - 1) / 10, 0.0])
+    np.testing.assert_allclose(found, [0.5, 0.0])  # of the sixth: its mean is the largest
+
+
+def test_every_arm_under_the_inferred_schedule_has_a_partner_that_adds_the_norm():
+    table = confound.ARMS | confound.ABLATIONS
+    for without, with_norm in confound.WITH_NORM.items():
+        assert table[with_norm] == {**table[without], "post_attn_norm": "rms_norm"}
+    pairs = [*confound.WITH_NORM, *confound.WITH_NORM.values()]
+    assert set(pairs) == {name for name, row in table.items() if "schedule" not in row}
 
 
 # exp_gating_speed
@@ -1734,6 +1758,14 @@ def test_play_shows_every_generation_under_the_netlist(netlist_file, capsys):
     for _ in range(3):
         life.step()
     assert out.endswith(f"{circuit.board_text(life.board())}\ngeneration 3\n")
+
+
+def test_play_needs_an_encoding_that_has_blocks(netlist_file, monkeypatch, capsys):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert circuit.play(["--play", "glider", "--netlist", str(netlist_file)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "--save" in err
 
 
 def test_play_saves_an_animation_or_a_strip(netlist_file, tmp_path, capsys):
