@@ -6,7 +6,7 @@ Setup       Training graphs of PATTERN as its authors generate it: 32 or all 10,
             32, the notebook's batch size. Nothing is trained. Each seed draws its own 100 patterns.
             The notebook's table has 3,631 nodes with 47.9 neighbours each. The recalls that it
             prints on 6/3 are fractions of 3,055 and 576 nodes, together 3,631: 18 pattern nodes per
-            graph, by arithmetic that no check tests. Edge types are told apart by whether each end
+            graph, by arithmetic that no check tests. An edge type says whether each end
             lies on the pattern; p[neighbour y | self y] is the mean over nodes of the share of
             neighbours with label y. We read p[connect], the notebook's chance that two nodes are
             joined, as the sum of the same shares over all pairs of a batch, since its code leaves
