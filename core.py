@@ -3304,15 +3304,29 @@ def read_doc(script):
     """{"Question": ..., "Notebook": ..., "Setup": ..., ...} of a script's docstring."""
     doc = ast.get_docstring(ast.parse(Path(script).read_text(encoding="utf-8")))
     lines = doc.splitlines()
-    parts = {"Question": lines[0]}
-    name = None
+    parts = {"Question": lines[:1]}
+    name = "Question"
     for line in lines[1:]:
         if line and not line.startswith(" "):
             name, _, line = line.partition(" ")
-            parts[name] = ""
-        if name is not None:
-            parts[name] = f"{parts[name]} {line.strip()}".strip()
-    return parts
+            parts[name] = []
+        parts[name].append(line)
+    return {name: join_lines(lines) for name, lines in parts.items()}
+
+
+def join_lines(lines):
+    """Markdown of a part of a docstring: one line per paragraph and per item of a list."""
+    joined = []
+    for line in lines:
+        words = line.strip()
+        is_item = words.startswith("- ")
+        if not joined or not words or is_item or not joined[-1]:
+            joined.append(words)
+        elif joined[-1].startswith("- ") and not line.startswith(" " * 14):  # after a list
+            joined += ["", words]
+        else:
+            joined[-1] += f" {words}"
+    return "\n".join(joined).strip()
 
 
 def find_entries(text):
@@ -3915,7 +3929,7 @@ def results_text(experiment, run, outcome, links):
     ]
     parts = [" · ".join(facts), f"**Question.** {doc['Question']} ({doc['Notebook']})"]
     if run.is_of_record:
-        parts.append(f"**Setup.** {doc['Setup']} **Rule.** {doc['Rule']}")
+        parts += [f"**Setup.** {doc['Setup']}", f"**Rule.** {doc['Rule']}"]
     else:
         parts.append(f"**Settings.** {escape_cell(settings_words(experiment, run))}.")
     parts.append(outcome.table)
