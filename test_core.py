@@ -3720,6 +3720,38 @@ def test_other_runs_stand_apart(lab):
     check_tables(text)
 
 
+def test_paragraphs_and_lists_of_a_docstring_stay_apart(tmp_path):
+    script = tmp_path / "exp_any.py"
+    script.write_text(
+        '''"""What is asked?
+
+Notebook    ours
+Setup       Two lines that
+            are joined. Terms:
+            - one: with a line
+              that goes on.
+            - two.
+            What follows a list.
+
+            A second paragraph.
+Rule        5 seeds.
+"""
+'''
+    )
+    doc = core.read_doc(script)
+    assert doc["Question"] == "What is asked?"
+    assert doc["Rule"] == "5 seeds."
+    assert doc["Setup"].splitlines() == [
+        "Two lines that are joined. Terms:",
+        "- one: with a line that goes on.",
+        "- two.",
+        "",
+        "What follows a list.",
+        "",
+        "A second paragraph.",
+    ]
+
+
 def test_figures_that_an_entry_no_longer_shows_are_removed(lab):
     toy = lab.run()
     (lab.folder / "plots" / "toy-mine.png").write_bytes(b"x")
