@@ -3329,6 +3329,17 @@ def join_lines(lines):
     return "\n".join(joined).strip()
 
 
+def defined_columns(rule, columns):
+    """The definitions in a Rule, "Late score: its mean ...", whose term is part of a column."""
+    found = ""
+    for clause in re.split(r"(?<=[.;])\s+", rule):
+        terms, colon, _ = clause.partition(":")
+        terms = terms.lower().split(" and ")
+        if colon and any(term in column.lower() for term in terms for column in columns):
+            found += clause[0].upper() + clause[1:].rstrip(".;") + ". "
+    return found
+
+
 def find_entries(text):
     """Matches of ENTRY, in order."""
     return list(ENTRY.finditer(text))
@@ -3929,7 +3940,11 @@ def results_text(experiment, run, outcome, links):
     ]
     parts = [" · ".join(facts), f"**Question.** {doc['Question']} ({doc['Notebook']})"]
     if run.is_of_record:
-        parts += [f"**Setup.** {doc['Setup']}", f"**Rule.** {doc['Rule']}"]
+        script = experiment.script
+        link = f"[{script.name}]({relative_link(script, experiment.options.logbook)})"
+        columns = defined_columns(doc["Rule"], experiment.columns)
+        parts.append(f"**Setup.** {doc['Setup']}")
+        parts.append(f"**Columns.** {columns}The verdicts' rule stands in {link}.")
     else:
         parts.append(f"**Settings.** {escape_cell(settings_words(experiment, run))}.")
     parts.append(outcome.table)

@@ -26,7 +26,7 @@ Rule        6 paired seeds from 100 on, 1 for the configs that no claim reads. A
             95% interval lies inside its bounds and fails if it lies outside; one failed check
             refutes a claim.
 
-            Loss: mean over 256 held-out windows, in nats per byte. A cost is a difference in loss.
+            Nats per byte: the loss, mean over 256 held-out windows. A cost is a difference in loss.
             Fall: the loss of the first batch minus the loss after training. Gradient norm: median
             over the steps.
 

@@ -27,7 +27,7 @@ Hypothesis  post_attn_norm costs 1.5 to 2, for softmax and sigmoid. Ours: in no 
 Rule        8 paired seeds from 200 on, 4 for ablations. A check holds if its 95% interval lies
             inside its bounds and fails if it lies outside; one failed check refutes a claim.
 
-            Loss: mean over held-out windows of 128 bytes, in nats per byte. Early gradient: median
+            Nats per byte: the loss, mean over held-out windows of 128 bytes. Early gradient: median
             gradient norm over the first 10 steps. Last window: length of the windows in the last
             step.
 

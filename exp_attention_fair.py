@@ -31,11 +31,10 @@ Hypothesis  Ours: at their own learning rates rms_norm and post_attn_norm cost n
 Rule        6 paired seeds from 300 on, 4 for ablations. A check holds if its 95% interval lies
             inside its bounds and fails if it lies outside; one failed check rejects a claim.
 
-            Loss: mean over 256 windows of the test half, in nats per byte, at the learning rate
-            with the lowest validation loss. The column "learning rate" is the mean of those
-            chosen. Sum of weights: the sum of a query's
-            absolute attention weights before training, mean over queries, heads and layers, on
-            test windows. Gradient norm: median over the steps.
+            Nats per byte: the loss, mean over 256 windows of the test half, at the learning rate
+            with the lowest validation loss. Learning rate: mean of those chosen. Sum of weights:
+            the sum of a query's absolute attention weights before training, mean over queries,
+            heads and layers, on test windows. Gradient norm: median over the steps.
 
             A cost is a difference in loss. Costs nothing means below 0.02; costs, worse and lowers
             mean over 0.02; as good means within 0.02. A remedy removes most of a cost if it leaves

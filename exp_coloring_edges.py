@@ -24,7 +24,7 @@ Rule        8 paired seeds. Where the notebook leaves open whether the averages 
             with the bias alone counts as well as the one with content.
             Score, trained: balanced accuracy over the pairs i != j of the trained pyramids. Score,
             next: the same for the pyramid with one row more. Spread: mean distance between two
-            representations (of nodes; of pairs in the simple transformer) over their mean norm, on
+            representations (of pairs in the simple transformer) over their mean norm, on
             the next pyramid. Log spread per layer: slope of its logarithm over the layers, from the
             input to the last; collapse: below 0. Distance kept: mean distance between the nodes
             averaged with a layer's weights over that between the nodes that enter, mean over the

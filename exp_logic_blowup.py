@@ -30,13 +30,13 @@ Rule        16 paired seeds from 200 on, 12 for ablations; 0 to 15 and 100 to 10
             setting open, one of those tried is enough; how a blow-up starts, and whether it comes
             sooner, is judged at 0.254, since few are expected at 0.485.
 
-            A network blows up when the loss of a batch passes 1e6. An arm blows up if more than 0.3
-            of its networks do. Rarer means fewer networks than in four gates, seed by seed. The
-            step of a blow-up is compared with the journal's single run as an order of magnitude,
-            within a factor of 3: four gates 3316 to 29844, AND and OR 3859 to 34734, normalised
-            gates 863 to 7770, clipped weights 1667 to 15000. The upper bounds 29844, 34734 and
-            15000 lie after the last step and cannot be passed. Sooner means at most 0.9 of the
-            steps, where a network that survives counts with its last step.
+            Blows up: the loss of a batch passes 1e6. An arm blows up if more than 0.3 of its
+            networks do. Rarer means fewer networks than in four gates, seed by seed. The step of a
+            blow-up is compared with the journal's single run as an order of magnitude, within a
+            factor of 3: four gates 3316 to 29844, AND and OR 3859 to 34734, normalised gates 863 to
+            7770, clipped weights 1667 to 15000. The upper bounds 29844, 34734 and 15000 lie after
+            the last step and cannot be passed. Sooner means at most 0.9 of the steps, where a
+            network that survives counts with its last step.
 
             Lowest loss: over all 512 neighbourhoods, weighted by their probability, before the
             blow-up. "Never lower than 0.17" allows 0.01, above 0.16; "down to 0.164" means 0.154 to
@@ -47,16 +47,16 @@ Rule        16 paired seeds from 200 on, 12 for ablations; 0 to 15 and 100 to 10
             over twice the usual loss. Sudden means that it is at most 4 steps before the blow-up
             (the journal: one weight update for four gates, 3 epochs for AND and OR).
 
-            A blow-up starts at a neighbourhood with 8 or 9 live cells if one of those has over half
-            of the batch's squared error at the first sign. At 0.254 the blow-ups of the journal's
-            four runs are taken together, as a share per seed; between 0.485 and 0.254 the number of
-            the four runs that blow up, and that blow up so, is compared per seed. A loss that
-            leaves out 8 or 9 live cells cannot see errors there.
+            Starts at 8 or 9 live cells: a neighbourhood with as many has over half of the batch's
+            squared error at the first sign. At 0.254 the blow-ups of the journal's four runs are
+            taken together, as a share per seed; between 0.485 and 0.254 the number of the four runs
+            that blow up, and that blow up so, is compared per seed. A loss that leaves out 8 or 9
+            live cells cannot see errors there.
 
             Very big parameters are those over 10. A division by almost 0 has a sum of a unit's
-            gates below 0.1. Both are taken at the first sign, or up to 9 steps before. Right is the
-            share of the 512 neighbourhoods with output over 0.5 exactly if the centre lives, at the
-            end: over 0.85, where always 0, or a network that has blown up, has 0.73.
+            gates below 0.1. Both are taken at the first sign, or up to 9 steps before. Right: share
+            of the 512 neighbourhoods with output over 0.5 exactly if the centre lives, at the end;
+            over 0.85 is judged, where always 0, or a network that has blown up, has 0.73.
 Cost        26 min on 2 cores; `--arms "four gates" --alive 0.254 0.485 --seeds 4` 2 min
 """
 

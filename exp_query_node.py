@@ -31,10 +31,10 @@ Rule        12 paired seeds from 100 on. Seeds 0 to 16 were used in development;
             that learns more slowly counts as worse. In development a query node took 1500 to 5000
             steps to learn 1 hop, where it did.
 
-            Accuracy: on 500 new questions of each number of hops, and their mean. A seed solves a
-            number of hops if its accuracy there is at least 0.95. This is nearly all or nothing, so
-            shares of seeds are judged; where no arm of a comparison is expected to solve 2 hops, it
-            is the mean accuracy.
+            Accuracy: on 500 new questions of each number of hops, and their mean. Solved: share of
+            seeds with an accuracy of at least 0.95 on a number of hops. Accuracy is nearly all or
+            nothing per seed, so these shares are judged; where no arm of a comparison is expected
+            to solve 2 hops, it is the mean accuracy.
 
             Query-blind baseline: the best guess without the query; start-blind: the best guess
             given its relations only; both are exact.

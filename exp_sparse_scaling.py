@@ -33,11 +33,12 @@ Rule        5 seeds. A check holds if its 95% interval lies inside its bounds an
             12 E D along E links, two per multiply-add, without the softmax. CSR is given the edge
             list's count.
 
-            "Edge list's time / fused's" divides the one implementation's time by the other's.
-            Growth: each trial on a random graph times fused attention at a quarter of its nodes,
-            and attention along links at a third of its links per node, too, in the same rounds.
-            Like the square: 12 to 20 times the time of a quarter of the nodes, at 4096 nodes. Like
-            the links: 2.4 to 3.6 times the time of a third of the links, at 300 links per node.
+            Edge list's time / plain's and the like: the one implementation's time, memory or FLOPs
+            divided by the other's. Growth: each trial on a random graph times fused attention at a
+            quarter of its nodes, and attention along links at a third of its links per node, too,
+            in the same rounds. Like the square: 12 to 20 times the time of a quarter of the nodes,
+            at 4096 nodes. Like the links: 2.4 to 3.6 times the time of a third of the links, at 300
+            links per node.
 
             Share of joined pairs: of all ordered node pairs that are joined, self-links included.
             Tokens: nodes; for the reader, the words of one question's passages.

@@ -3644,7 +3644,7 @@ def test_an_entry_is_made_replaced_and_keeps_its_words(lab, capsys, monkeypatch)
     assert "## Does the toy add up?\n" in first and "**Conclusion.** A note with " in first
     assert f"| {core.escape_cell(HOSTILE_ARM)} |" in first
     assert "`python exp_toy.py`" in first
-    assert all(path.is_file() for path in links_of(lab.log)) and len(links_of(lab.log)) == 4
+    assert all(path.is_file() for path in links_of(lab.log)) and len(links_of(lab.log)) == 5
     index = first[: first.index("<!-- /index -->")]
     assert "[Does the toy add up?](#toy) | 1 reproduced, 1 refuted | 1 supported |" in index
     appendix = first[first.index("<!-- appendix -->") :]
@@ -3752,6 +3752,16 @@ Rule        5 seeds.
     ]
 
 
+def test_definitions_of_columns_are_found_in_the_rule():
+    rule = """5 seeds. Score: accuracy in points, at the end; late score: its mean, in the
+last quarter. Drop: not a column. Stable below 0.1."""
+    defined = core.defined_columns(rule.replace("\n", " "), ["late score", "steps"])
+    assert defined == (
+        "Score: accuracy in points, at the end. Late score: its mean, in the last quarter. "
+    )
+    assert core.defined_columns(rule, ["steps"]) == ""
+
+
 def test_figures_that_an_entry_no_longer_shows_are_removed(lab):
     toy = lab.run()
     (lab.folder / "plots" / "toy-mine.png").write_bytes(b"x")
@@ -3844,7 +3854,7 @@ def test_byte_order_mark_line_ends_link_and_mode_survive(lab):
     assert content.count(b"\n") == content.count(b"\r\n") > 50
     text = content.decode("utf-8-sig").replace("\r\n", "\n")
     assert all(text.count(BLOCK.format(name)) == 1 for name in ("one", "two"))
-    assert len(links_of(lab.log)) == 4 and all(path.is_file() for path in links_of(lab.log))
+    assert len(links_of(lab.log)) == 5 and all(path.is_file() for path in links_of(lab.log))
     assert "1 reproduced, 1 refuted" in text[: text.index("<!-- /index -->")]
     lab.run()
     assert real.read_bytes() == content
@@ -3859,7 +3869,7 @@ def test_links_lead_through_any_folder(lab, name):
     toy = lab.toy()
     core.main(toy.parser, toy.ARMS, toy.ABLATIONS, toy.trial, toy.CLAIMS, toy.plot, toy.COLUMNS,
               toy.TINY, across=toy.across, argv=[*lab.places(), *argv])  # fmt: skip
-    assert len(links_of(log)) == 4 and all(path.is_file() for path in links_of(log))
+    assert len(links_of(log)) == 5 and all(path.is_file() for path in links_of(log))
     assert "1 reproduced" in log.read_text(encoding="utf-8")
     check_tables(log.read_text(encoding="utf-8"))
 
