@@ -2295,10 +2295,14 @@ class Claim:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line, not a page. `make_parser` sets the attributes."""
+    """argparse, but a mistake is one line, not a page. `make_parser` sets the attributes.
+
+    A script may add few_seeds {arm of ABLATIONS: number of seeds}, fewer than ablation_seeds.
+    """
 
     common_flags = frozenset()  # names of the flags that all experiments share
     ablation_seeds = None  # seeds of the arms of ABLATIONS, None for as many as all others
+    few_seeds = None
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -3923,8 +3927,11 @@ def seeds_words(run):
     """How many seeds the arms have, in words."""
     n = len(run.seeds)
     words = f"{n} paired seeds" if n > 1 else "1 seed"
-    few = min(len(run.results(arm)) for arm in run.arms)
-    return words if few == n else f"{words}, {few} for ablations"
+    fewer = {len(run.results(arm)) for arm in run.arms} - {n}
+    if not fewer:
+        return words
+    numbers = " or ".join(str(number) for number in sorted(fewer, reverse=True))
+    return f"{words}, {numbers} for ablations"
 
 
 def results_text(experiment, run, outcome, links):
@@ -4078,7 +4085,7 @@ def main(
     if parser.ablation_seeds is not None and options.smoke:
         few_seeds = dict.fromkeys(ablations, 1)
     elif parser.ablation_seeds is not None and options.seeds == parser.get_default("seeds"):
-        few_seeds = dict.fromkeys(ablations, parser.ablation_seeds)
+        few_seeds = dict.fromkeys(ablations, parser.ablation_seeds) | (parser.few_seeds or {})
     experiment = Experiment(
         script=script,
         trial=trial,

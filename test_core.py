@@ -3266,6 +3266,15 @@ def test_ablations_may_have_fewer_seeds(lab, capsys):
     assert "8 trials" in capsys.readouterr().err
 
 
+def test_an_ablation_may_have_fewer_seeds_than_others(lab, capsys):
+    toy = lab.toy()
+    toy.parser.ablation_seeds = 2
+    toy.parser.few_seeds = {HOSTILE_ARM: 1}
+    lab.run(toy=toy, across=lambda run: {"total": np.array([1000.0])})
+    assert "3 paired seeds, 1 for ablations" in lab.log.read_text(encoding="utf-8")
+    assert "7 trials" in capsys.readouterr().err
+
+
 def test_seeds_given_are_those_of_ablations_too(lab, capsys):
     toy = lab.toy()
     toy.parser.ablation_seeds = 1
