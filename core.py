@@ -82,6 +82,7 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import math
 import multiprocessing
 import platform
@@ -2399,9 +2400,14 @@ def make_parser(doc, seeds, ablation_seeds=None):
     common.add_argument("--fresh", action="store_true", help="run finished trials again")
     common.add_argument("--no-log", action="store_true", help="no entry, no figures")
     common.add_argument("--note", help="conclusion of the entry")
-    common.add_argument("--logbook", type=path_type, default=REPOSITORY / "logbook.md")
-    common.add_argument("--plots", type=path_type, default=REPOSITORY / "plots")
-    common.add_argument("--runs", type=path_type, default=REPOSITORY / "runs")
+    places = {
+        "logbook.md": "file that gets the entry",
+        "plots": "folder that gets figures and numbers",
+        "runs": "folder of finished trials",
+    }
+    for name, meaning in places.items():
+        flag = f"--{name.removesuffix('.md')}"
+        common.add_argument(flag, type=path_type, default=REPOSITORY / name, help=meaning)
     parser.common_flags = frozenset(vars(parser.parse_args([])))
     parser.ablation_seeds = ablation_seeds
     return parser
@@ -3147,6 +3153,7 @@ def set_house_style():
     os.environ["MPLBACKEND"] = "Agg"
     import matplotlib
 
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # fonts that are missing
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(
         {
@@ -3217,6 +3224,8 @@ def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, lev
     if not present:
         return None
     width = 4.2 * max(len(present), 2)
+    if seeds is None:
+        shows += "; thick: the mean"
     below = max(len(arms) for arms in present.values()) + len(levels or {})
     columns = 2 if len(present) == 1 else 1  # of the legend
     height = 3.3 + 0.2 * math.ceil(below / columns)
@@ -3290,6 +3299,7 @@ END_OF_APPENDIX = "<!-- /appendix -->"
 MARKERS = (INDEX, END_OF_INDEX, ENTRIES, OTHER_RUNS, APPENDIX, END_OF_APPENDIX)  # in this order
 CLAIM_COLUMNS = ["notebook", "source", "claim", "verdict", "measured"]
 EMPTY_LOGBOOK = "# Logbook\n\n" + "\n".join(MARKERS) + "\n"
+EMPTY_LOGBOOK = EMPTY_LOGBOOK.replace(OTHER_RUNS, f"{OTHER_RUNS}\n# Other runs\n")
 ENTRY = re.compile(
     r'<!-- entry (?P<id>[\w-]+) --><a id="(?P=id)"></a>\n(?P<words>.*?)'
     r"<!-- results (?P=id): code (?P<code>\w+), numbers (?P<numbers>\w+)"
@@ -3673,8 +3683,10 @@ def update_logbook(logbook, entry, note=None):
 def status(logbook=REPOSITORY / "logbook.md"):
     """Print the scripts whose entry is missing, older than their trial's code, or whose words
     are older than their numbers."""
+    scripts = sorted(REPOSITORY.glob("exp_*.py"))
+    current = 0
     entries = {entry["id"]: entry for entry in find_entries(read_logbook(logbook))}
-    for script in sorted(REPOSITORY.glob("exp_*.py")):
+    for script in scripts:
         name = script.stem.removeprefix("exp_")
         entry = entries.get(name)
         if entry is None:
@@ -3685,7 +3697,8 @@ def status(logbook=REPOSITORY / "logbook.md"):
             say(f"{name}: numbers changed after its words were written; read them again, edit them"
                 " or delete ', words ...' from its results marker")  # fmt: skip
         else:
-            say(f"{name}: up to date")
+            current += 1
+    say(f"{current} of {len(scripts)} entries are up to date")
 
 
 # %% 17 Main
@@ -3945,7 +3958,8 @@ def results_text(experiment, run, outcome, links):
         f"commit {read_commit()}",
         f"{escape_cell(processor_name())}, torch {torch.__version__.partition('+')[0]}",
     ]
-    parts = [" · ".join(facts), f"**Question.** {doc['Question']} ({doc['Notebook']})"]
+    source = "" if doc["Notebook"] == "none" else f" ({doc['Notebook']})"
+    parts = [" · ".join(facts), f"**Question.** {doc['Question']}{source}"]
     if run.is_of_record:
         script = experiment.script
         link = f"[{script.name}]({relative_link(script, experiment.options.logbook)})"
@@ -4034,6 +4048,7 @@ def conclude_run(experiment, run):
     written = ""
     if options.smoke:  # the text is made all the same, so that a smoke run tests it
         results_text(experiment, run, outcome, {})
+        written = "a smoke run: its sizes are too small for a verdict"
     elif not options.no_log:
         written = write_entry(experiment, run, outcome, files)
 
@@ -4078,6 +4093,7 @@ def main(
     """
     show_warnings_only()
     argv = sys.argv[1:] if argv is None else argv
+    parser.epilog = "rows for --arms:\n  " + "\n  ".join(arms | ablations)
     options, base, given = parse(parser, argv)
     check_names(arms | ablations, base, tiny, claims)
     script = Path(trial.__code__.co_filename).resolve()

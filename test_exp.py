@@ -550,6 +550,7 @@ def test_same_seed_gives_the_same_bits(script):
 def test_every_flag_has_an_effect_beyond_rounding(script):
     module = importlib.import_module(script.stem)
     base = base_settings(module)
+    assert script.stem in EFFECTS, f"add the flags of {script.name} to EFFECTS"
     effects = EFFECTS[script.stem]
     assert set(effects) == set(base)
     for name, (settings, value) in effects.items():
