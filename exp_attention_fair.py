@@ -299,14 +299,14 @@ def plot(run):
         "losses": core.draw_points(
             run,
             LOSS,
-            "Each config at its own learning rate",
+            "At their own learning rates fro_norm costs, and sigmoid with rotary positions needs -log n",
             "Loss of each config at its own learning rate, a dot per seed",
             "nats per byte on test text",
         ),
         "sums": core.draw_points(
             run,
             "sum of weights",
-            "How much weight a query gives before training",
+            "With rotary positions the weights of sigmoid attention sum to 33 before training",
             "Sum of a query's weights before training, a dot per seed",
             "sum of the absolute weights",
             levels={"softmax": 1.0},
