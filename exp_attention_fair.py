@@ -299,7 +299,7 @@ def plot(run):
         "losses": core.draw_points(
             run,
             LOSS,
-            "At their own learning rates fro_norm costs, and sigmoid with rotary positions needs -log n",
+            "At its own learning rate fro_norm costs; sigmoid with rotary positions needs -log n",
             "Loss of each config at its own learning rate, a dot per seed",
             "nats per byte on test text",
         ),
