@@ -355,7 +355,7 @@ def draw_costs(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "post_attn_norm costs over 0.1 nats per byte in two layers only",
+        "post_attn_norm costs in two layers and with a sharper schedule",
         "Cost of post_attn_norm, a dot per seed, the mean's 95% interval",
         height=4.0,
     )
