@@ -40,8 +40,7 @@ Rule        8 paired seeds from 200 on. With 4 for all but the first four arms t
 
             Costs nothing means below 0.02. "Loses" and "gains": the loss differs by over 0.02.
             Fewer steps means below 0.95 as many.
-Cost        20 min on 2 cores, at 31 to 42 CPU seconds per trial of 8 layers, measured on a busy
-            machine; `--layers 2 --arms softmax 'softmax, post_attn_norm'` 2 min
+Cost        23 min on 2 cores; `--layers 2 --arms softmax 'softmax, post_attn_norm'` 2 min
 """
 
 import math

@@ -39,8 +39,7 @@ Rule        6 paired seeds from 300 on, 4 for ablations. A check holds if its 95
             A cost is a difference in loss. Costs nothing means below 0.02; costs, worse and lowers
             mean over 0.02; as good means within 0.02. A remedy removes most of a cost if it leaves
             at most half; what was not swept is judged at these two rates.
-Cost        24 min on 2 cores, at 42 CPU seconds per trial, measured on a busy machine; `--rates 1
-            --arms softmax sigmoid` 2 min
+Cost        21 min on 2 cores; `--rates 1 --arms softmax sigmoid` 2 min
 """
 
 import itertools

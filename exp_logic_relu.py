@@ -53,7 +53,7 @@ Rule        40 paired seeds from 100 on, 16 for fixed weights and wires. A check
 
             Initialisations: 10 more networks per seed, not trained. About half means 0.4 to 0.6.
             The last bias decides if over 0.9 of them are dead exactly if it is negative.
-Cost        14 min on 2 cores; `--width 48 --batch 512 --seeds 8` 1 min
+Cost        15 min on 2 cores; `--width 48 --batch 512 --seeds 8` 1 min
 """
 
 import itertools
