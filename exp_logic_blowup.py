@@ -469,9 +469,13 @@ CLAIMS = [
         Check("lowest loss", between=(0.154, 0.174), any_arm=CLIPPED_AT_BOTH, unless="survives"),
     ),
     Claim(
-        "Hard constraints, on the sum of gates and on weights, make blow-ups come sooner",
+        "Normalising gates to sum 1, a hard constraint, makes blow-ups come sooner",
         "regulariser",
         Check("step of blow-up, or last step", below=0.9, any_arm=NORMALISED, over="four gates"),
+    ),
+    Claim(
+        "Clipping weights to ±1, a hard constraint, makes blow-ups come sooner",
+        "regulariser",
         Check("step of blow-up, or last step", below=0.9, any_arm=CLIPPED, over="four gates"),
     ),
     Claim(
