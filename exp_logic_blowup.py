@@ -56,8 +56,8 @@ Rule        24 paired seeds from 200 on, 12 for ablations; the first were 16 at 
 
             Very big parameters are those over 10. A division by almost 0 has a sum of a unit's
             gates below 0.1. Both are taken at the first sign, or up to 9 steps before. Right: share
-            of the 512 neighbourhoods with output over 0.5 exactly if the centre lives, at the end;
-            over 0.85 is judged, where always 0, or a network that has blown up, has 0.73.
+            of the 512 neighbourhoods with output over 0.5 exactly if the centre lives, at the end,
+            0.73 for always 0 or a blown-up network; over 0.85 is judged.
 Cost        32 min on 2 cores; `--arms "four gates" --alive 0.254 0.485 --seeds 4` 2 min
 """
 
