@@ -39,8 +39,8 @@ Rule        24 paired seeds from 200 on, 12 for ablations; the first were 16 at 
             the last step and cannot be passed. Sooner means at most 0.9 of the steps, where a
             network that survives counts with its last step.
 
-            The hard constraints were one claim in that run, refuted by the clipped weights alone; they
-            are judged apart since, which favours the journal.
+            The hard constraints were one claim in that run, refuted by the clipped weights alone.
+            They are judged apart since then, which favours the journal.
 
             Lowest loss: over all 512 neighbourhoods, weighted by their probability, before the
             blow-up. "Never lower than 0.17" allows 0.01, above 0.16; "down to 0.164" means 0.154 to
