@@ -2178,22 +2178,24 @@ class Check:
         return found[0], found[1] if len(found) > 1 else None
 
     def judge(self, run, arm):
-        """For one arm: ("holds", "fails" or "open", the measured value in words)."""
+        """The Measurement for one arm."""
         values, base = self.paired_values(run, arm)
         if len(values) == 0:
-            return "open", "no seed left"
+            return Measurement(self, arm, "open", math.nan, "no seed left")
         if self.equals is not None:
-            return self.judge_exactly(values if base is None else values - base)
+            return self.judge_exactly(values if base is None else values - base, arm)
         found = self.interval(values, base)
-        return self.outcome(found), self.describe(found)
+        return Measurement(self, arm, self.outcome(found), found.estimate, self.describe(found))
 
-    def judge_exactly(self, values):
+    def judge_exactly(self, values, arm):
         """The same for `equals`: values [S] of all seeds."""
-        shown = " and ".join(format_number(x) for x in np.unique(values))
+        outcome = "fails"
         if np.isnan(values).any():
-            return "open", shown
-        right = np.allclose(values, self.equals, rtol=1e-9, atol=1e-9)
-        return ("holds" if right else "fails"), shown
+            outcome = "open"
+        elif np.allclose(values, self.equals, rtol=1e-9, atol=1e-9):
+            outcome = "holds"
+        shown = " and ".join(format_number(x) for x in np.unique(values))
+        return Measurement(self, arm, outcome, values.mean(), shown)
 
     def interval(self, values, base):
         """The Interval of the values [S], compared with base [S] unless that is None."""
@@ -2227,12 +2229,30 @@ class Check:
         return f"{text} ± {half}" if half else text
 
 
+class Measurement(NamedTuple):
+    """What a check found for one arm: "holds", "fails" or "open", and the value."""
+
+    check: Check
+    arm: str | None
+    outcome: str
+    estimate: float
+    words: str
+
+
+def list_measured(measured):
+    """Measurements in words, those with the same label together."""
+    by_label = {}
+    for one in measured:
+        by_label.setdefault(one.check.label(), []).append(one)
+    return "; ".join(f"{label} {list_values(values)}" for label, values in by_label.items())
+
+
 def list_values(values):
-    """What one or several checks measured, in words; values: [(value in words, arm or None)]."""
-    if len({value for value, _ in values}) == 1:
-        checks = f" ({len(values)} checks)" if len(values) > 1 else ""
-        return values[0][0] + checks
-    return "; ".join(f"{value} ({arm})" if arm else value for value, arm in values)
+    """The values of Measurements with the same label, in words."""
+    words = [f"{one.words} ({one.arm})" if one.arm else one.words for one in values]
+    if len({one.words for one in values}) > 1:
+        return "; ".join(words)
+    return values[0].words + (f" ({len(values)} checks)" if len(values) > 1 else "")
 
 
 def outcome_of_all(outcomes):
@@ -2272,24 +2292,66 @@ class Claim:
         return all(run.has(name) for name in self.arms())
 
     def judge(self, run):
-        """(verdict, what was measured, in words)."""
+        """(verdict, [Measurement])."""
+        measured = []
         outcomes = []
         alternatives = {}  # {any_arm of a check: {arm: [outcomes]}}
-        measured = {}  # {label: [(value in words, arm)]}
         for check in self.checks:
             for arm in check.any_arm or [check.arm]:
-                outcome, value = check.judge(run, arm)
+                found = check.judge(run, arm)
+                measured.append(found)
                 if check.any_arm:
                     by_arm = alternatives.setdefault(check.any_arm, {})
-                    by_arm.setdefault(arm, []).append(outcome)
+                    by_arm.setdefault(arm, []).append(found.outcome)
                 else:
-                    outcomes.append(outcome)
-                measured.setdefault(check.label(), []).append((value, arm))
+                    outcomes.append(found.outcome)
         for by_arm in alternatives.values():
             outcomes.append(outcome_of_any([outcome_of_all(found) for found in by_arm.values()]))
-        words = [f"{label} {list_values(values)}" for label, values in measured.items()]
         of_notebook, of_ours = VERDICTS[outcome_of_all(outcomes)]
-        return of_ours if self.source == OURS else of_notebook, "; ".join(words)
+        return of_ours if self.source == OURS else of_notebook, measured
+
+
+def brief(measured):
+    """Measurements in words, for an entry; the CSV file of the claims lists them all.
+
+    Of alternative arms only those that hold all checks are shown, if there are any. Of more than
+    four values held against the same bounds only the lowest and the highest are shown.
+    """
+    failed = {}  # {any_arm: arms that do not hold all checks}
+    for one in measured:
+        arms = failed.setdefault(one.check.any_arm, set())
+        if one.outcome != "holds":
+            arms.add(one.arm)
+    by_label = {}
+    for one in measured:
+        any_arm = one.check.any_arm
+        if one.arm not in failed[any_arm] or len(failed[any_arm]) >= len(any_arm):
+            by_label.setdefault(one.check.label(), []).append(one)
+    parts = [f"{label} {brief_values(values)}" for label, values in by_label.items()]
+    for any_arm, arms in failed.items():
+        if 0 < len(arms) < len(any_arm):
+            held = [arm for arm in any_arm if arm not in arms]
+            named = f" ({held[0]})" if len(held) == 1 else ""  # of several each value has its arm
+            parts.append(f"in {len(held)} of {len(any_arm)} arms{named}")
+    return "; ".join(parts)
+
+
+def brief_values(values):
+    """The values of Measurements with the same label, in words."""
+    if len(values) <= 4:
+        return list_values(values)
+    by_bounds = {}
+    for one in values:
+        by_bounds.setdefault((one.check.bounds(), one.check.equals), []).append(one)
+    parts = []
+    for alike in by_bounds.values():
+        if len(alike) <= 4 or len({one.words for one in alike}) == 1:
+            parts.append(list_values(alike))
+        else:
+            alike.sort(key=lambda one: one.estimate)
+            ends = f"{alike[0].words} ({alike[0].arm}) to {alike[-1].words} ({alike[-1].arm})"
+            parts.append(f"{ends}, {len(alike)} checks")
+    return "; ".join(parts)
 
 
 # %% 11 Arguments
@@ -3351,7 +3413,7 @@ def defined_columns(rule, columns):
         terms = terms.lower().split(" and ")
         if colon and any(term in column.lower() for term in terms for column in columns):
             found += clause[0].upper() + clause[1:].rstrip(".;") + ". "
-    return found
+    return found.strip()
 
 
 def find_entries(text):
@@ -3413,19 +3475,19 @@ def results_table(run, columns, rows):
 
 
 def claims_table(head, judged):
-    """Claims with verdict and measurement; judged: [(claim, verdict, measured)]."""
+    """Claims with verdict and measurement; judged: [(claim, verdict, [Measurement])]."""
     lines = [f"| {head} | verdict | measured |", "|---|---|---|"]
     for claim, verdict, measured in judged:
         source = "" if claim.source == OURS else f" ({claim.source})"
         text = escape_cell(claim.text + source)
-        lines.append(f"| {text} | {verdict} | {escape_cell(measured)} |")
+        lines.append(f"| {text} | {verdict} | {escape_cell(brief(measured))} |")
     return "\n".join(lines)
 
 
 def conclude(judged):
     """A sentence on the notebook's claims and one on ours, made of the verdicts.
 
-    judged: [(claim, verdict, measured)]. A single claim is named, few claims all, of more only
+    judged: [(claim, verdict, [Measurement])]. A single claim is named, few claims all, of more only
     those with another verdict than expected.
     """
     sentences = []
@@ -3727,8 +3789,8 @@ class Experiment:
 
 
 class Outcome(NamedTuple):
-    """What a run found: table, [(claim, verdict, measured)], a line on the claims that it does
-    not judge, and the conclusion."""
+    """What a run found: table, [(claim, verdict, [Measurement])], a line on the claims that it
+    does not judge, and the conclusion."""
 
     table: str
     judged: list
@@ -3950,22 +4012,22 @@ def seeds_words(run):
 def results_text(experiment, run, outcome, links):
     """The part of an entry that the script writes; links: {file: (target, alt text or None)}."""
     doc = read_doc(experiment.script)
+    processor = escape_cell(processor_name().replace("(R)", ""))
     facts = [
         f"`{shown_command(experiment.script, experiment.argv)}`",
         str(datetime.date.today()),
         seeds_words(run),
         f"{run.cpu_seconds / 60:.0f} CPU-min",
         f"commit {read_commit()}",
-        f"{escape_cell(processor_name())}, torch {torch.__version__.partition('+')[0]}",
+        f"{processor}, torch {torch.__version__.partition('+')[0]}",
     ]
     source = "" if doc["Notebook"] == "none" else f" ({doc['Notebook']})"
     parts = [" · ".join(facts), f"**Question.** {doc['Question']}{source}"]
     if run.is_of_record:
-        script = experiment.script
-        link = f"[{script.name}]({relative_link(script, experiment.options.logbook)})"
         columns = defined_columns(doc["Rule"], experiment.columns)
         parts.append(f"**Setup.** {doc['Setup']}")
-        parts.append(f"**Columns.** {columns}The verdicts' rule stands in {link}.")
+        if columns:
+            parts.append(f"**Columns.** {columns}")
     else:
         parts.append(f"**Settings.** {escape_cell(settings_words(experiment, run))}.")
     parts.append(outcome.table)
@@ -3980,6 +4042,8 @@ def results_text(experiment, run, outcome, links):
         parts.append(escape_cell(outcome.not_judged))
     names = {"arms.csv": "all arms and seeds", "claims.csv": "all claims"}
     data = [f"[{names.get(n, n)}]({path})" for n, (path, alt) in links.items() if alt is None]
+    rule = relative_link(experiment.script, experiment.options.logbook)
+    data.append(f"[the verdicts' rule]({rule})")
     parts.append(f"**Data.** {', '.join(data)}.")
     return "\n\n".join(parts)
 
@@ -3997,7 +4061,7 @@ def write_entry(experiment, run, outcome, files):
     notebook = doc["Notebook"].partition(":")[0]
     rows = [CLAIM_COLUMNS]
     for claim, verdict, measured in outcome.judged:
-        rows.append([notebook, claim.source, claim.text, verdict, measured])
+        rows.append([notebook, claim.source, claim.text, verdict, list_measured(measured)])
     claims = csv_bytes(rows)
     files = files | {"arms.csv": (csv_bytes(arms_rows(run)), None), "claims.csv": (claims, None)}
     links = {}
@@ -4054,7 +4118,7 @@ def conclude_run(experiment, run):
 
     say(f"\n{outcome.table}\n")
     for claim, verdict, measured in judged:
-        say(f"{verdict}: {claim.text} [{claim.source}; {measured}]")
+        say(f"{verdict}: {claim.text} [{claim.source}; {brief(measured)}]")
     for line in (not_judged, written, f"\n{outcome.sentence}"):
         if line:
             say(line)

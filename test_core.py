@@ -2802,7 +2802,7 @@ FOUR = fake_run(
     ],
 )
 def test_check(check, outcome):
-    found = [check.judge(FOUR, arm)[0] for arm in check.any_arm or [check.arm]]
+    found = [check.judge(FOUR, arm).outcome for arm in check.any_arm or [check.arm]]
     assert core.outcome_of_any(found) == outcome
     assert check.metric in check.label()
 
@@ -2815,15 +2815,15 @@ def test_unless_leaves_out_seeds_of_both_arms():
         }
     )
     check = Check("x", equals=1, arm="a", minus="b", unless="skip")
-    assert check.judge(run, "a")[0] == "holds"
-    assert Check("x", equals=1, arm="a", minus="b").judge(run, "a")[0] == "fails"
+    assert check.judge(run, "a").outcome == "holds"
+    assert Check("x", equals=1, arm="a", minus="b").judge(run, "a").outcome == "fails"
 
 
 def test_an_ablation_with_fewer_seeds_is_paired_with_the_first_ones():
     run = fake_run({"many": {"x": [1.0, 1.0, 9.0, 9.0]}, "few": {"x": [0.0, 0.0]}})
-    assert Check("x", equals=1, arm="many", minus="few").judge(run, "many")[0] == "holds"
-    assert Check("x", equals=-1, arm="few", minus="many").judge(run, "few")[0] == "holds"
-    assert Check("x", equals=1, arm="many").judge(run, "many")[0] == "fails"
+    assert Check("x", equals=1, arm="many", minus="few").judge(run, "many").outcome == "holds"
+    assert Check("x", equals=-1, arm="few", minus="many").judge(run, "few").outcome == "holds"
+    assert Check("x", equals=1, arm="many").judge(run, "many").outcome == "fails"
 
 
 def test_a_claim_is_as_good_as_its_worst_check():
@@ -2853,9 +2853,24 @@ def test_one_of_several_arms_has_to_hold_all_checks():
     together = [Check("x", above=3, any_arm=three), Check("y", below=3, any_arm=three)]
     verdict, measured = Claim("A.", "6/3", *together).judge(run)
     assert verdict == "reproduced"
-    assert measured.count("(both)") == 2
+    assert [one.arm for one in measured if one.outcome == "holds"].count("both") == 2
+    assert core.brief(measured) == "x 5 ± 0.25; y 1 ± 0.25; in 1 of 3 arms (both)"
+    assert core.list_measured(measured).count("(low)") == 2
     mixed = [*together, Check("y", above=3, arm="low")]
     assert Claim("A.", "6/3", *mixed).judge(run)[0] == "refuted"
+
+
+def test_of_many_values_an_entry_shows_the_ends():
+    run = fake_run({f"arm {i}": {"x": [float(i)]} for i in (3, 1, 5, 2, 4)})
+    checks = [Check("x", equals=0, arm=arm) for arm in run.arms]
+    other = [Check("x", equals=9, arm="arm 3"), Check("x", equals=9, arm="arm 4")]
+    verdict, measured = Claim("A.", "6/3", *checks, *other).judge(run)
+    assert verdict == "refuted"
+    ends = "x 1 (arm 1) to 5 (arm 5), 5 checks"
+    assert core.brief(measured) == f"{ends}; 3 (arm 3); 4 (arm 4)"
+    assert core.brief(measured[:4]) == core.list_measured(measured[:4])
+    _, alike = Claim("A.", "6/3", *[Check("x", equals=3, arm="arm 3")] * 5).judge(run)
+    assert core.brief(alike) == "x 3 (5 checks)"
 
 
 def test_a_claim_is_judged_where_the_settings_are_whatever_their_name():
@@ -3766,7 +3781,7 @@ def test_definitions_of_columns_are_found_in_the_rule():
 last quarter. Drop: not a column. Stable below 0.1."""
     defined = core.defined_columns(rule.replace("\n", " "), ["late score", "steps"])
     assert defined == (
-        "Score: accuracy in points, at the end. Late score: its mean, in the last quarter. "
+        "Score: accuracy in points, at the end. Late score: its mean, in the last quarter."
     )
     assert core.defined_columns(rule, ["steps"]) == ""
 
