@@ -339,6 +339,7 @@ EFFECTS = {
     "exp_masked_entities": {
         "pretraining": ({}, "masked-entities"),
         "pretraining_steps": ({"pretraining": "masked-entities"}, 12),
+        "labels": ({"labels": (50,)}, (50, 1000)),
         "layers": ({}, 2),
         "dim": ({}, 12),
         "steps": ({}, 12),
