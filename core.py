@@ -72,6 +72,7 @@ if is_run_as_script():
 
 import argparse
 import ast
+import collections
 import concurrent.futures
 import contextlib
 import csv
@@ -166,9 +167,9 @@ def short_hash(content, digits=8):
 SYMBOLS = 3  # a node's feature is one of the symbols 0, 1, 2
 COMMUNITIES = 5
 SIZES = (5, 35)  # of a community and of a pattern; the upper bound is exclusive
-EDGE_INSIDE = 0.5  # chance of an edge inside a community, inside the pattern, and
-EDGE_PATTERN = 0.5  # between a pattern's node and any other
-EDGE_BETWEEN = 0.35
+EDGE_INSIDE = 0.5  # chance of an edge inside a community, or from the pattern to another node
+EDGE_PATTERN = 0.5  # inside the pattern
+EDGE_BETWEEN = 0.35  # between communities
 GRAPHS_PER_PATTERN = {"train": 100, "val": 20, "test": 20}
 PATTERNS = 100
 IGNORED = -100  # label of a padding slot; F.cross_entropy skips it
@@ -560,7 +561,7 @@ def read_characters(path):
 
 @functools.cache
 def load_text(source):
-    """The Text of LIBRARY, or of an InputFile that `text_source` made.
+    """The Text of LIBRARY, or of an InputFile.
 
     Documents of a file are its paragraphs; where they leave too little of a part its lines, and
     then pieces of PIECE_CHARACTERS characters. Raises UsageError for one that is too short.
@@ -2113,6 +2114,16 @@ def format_half_width(interval):
     return f"{half:,.0f}" if half >= 100 else f"{half:.2g}"
 
 
+class Measurement(NamedTuple):
+    """What a Check found for one arm: "holds", "fails" or "open", and the value."""
+
+    check: "Check"
+    arm: str | None
+    outcome: str
+    estimate: float
+    words: str
+
+
 @dataclass(frozen=True)
 class Check:
     """One number that a claim predicts.
@@ -2229,32 +2240,6 @@ class Check:
         return f"{text} ± {half}" if half else text
 
 
-class Measurement(NamedTuple):
-    """What a check found for one arm: "holds", "fails" or "open", and the value."""
-
-    check: Check
-    arm: str | None
-    outcome: str
-    estimate: float
-    words: str
-
-
-def list_measured(measured):
-    """Measurements in words, those with the same label together."""
-    by_label = {}
-    for one in measured:
-        by_label.setdefault(one.check.label(), []).append(one)
-    return "; ".join(f"{label} {list_values(values)}" for label, values in by_label.items())
-
-
-def list_values(values):
-    """The values of Measurements with the same label, in words."""
-    words = [f"{one.words} ({one.arm})" if one.arm else one.words for one in values]
-    if len({one.words for one in values}) > 1:
-        return "; ".join(words)
-    return values[0].words + (f" ({len(values)} checks)" if len(values) > 1 else "")
-
-
 def outcome_of_all(outcomes):
     """The outcome "fails" if one fails, "holds" if all hold, else "open"."""
     if "fails" in outcomes:
@@ -2311,33 +2296,24 @@ class Claim:
         return of_ours if self.source == OURS else of_notebook, measured
 
 
-def brief(measured):
-    """Measurements in words, for an entry; the CSV file of the claims lists them all.
+def list_values(values):
+    """The values of Measurements with the same label, in words."""
+    words = [f"{one.words} ({one.arm})" if one.arm else one.words for one in values]
+    if len({one.words for one in values}) > 1:
+        return "; ".join(words)
+    return values[0].words + (f" ({len(values)} checks)" if len(values) > 1 else "")
 
-    Of alternative arms only those that hold all checks are shown, if there are any. Of more than
-    four values held against the same bounds only the lowest and the highest are shown.
-    """
-    failed = {}  # {any_arm: arms that do not hold all checks}
-    for one in measured:
-        arms = failed.setdefault(one.check.any_arm, set())
-        if one.outcome != "holds":
-            arms.add(one.arm)
+
+def list_measured(measured, list_alike=list_values):
+    """Measurements in words, those with the same label together."""
     by_label = {}
     for one in measured:
-        any_arm = one.check.any_arm
-        if one.arm not in failed[any_arm] or len(failed[any_arm]) >= len(any_arm):
-            by_label.setdefault(one.check.label(), []).append(one)
-    parts = [f"{label} {brief_values(values)}" for label, values in by_label.items()]
-    for any_arm, arms in failed.items():
-        if 0 < len(arms) < len(any_arm):
-            held = [arm for arm in any_arm if arm not in arms]
-            named = f" ({held[0]})" if len(held) == 1 else ""  # of several each value has its arm
-            parts.append(f"in {len(held)} of {len(any_arm)} arms{named}")
-    return "; ".join(parts)
+        by_label.setdefault(one.check.label(), []).append(one)
+    return "; ".join(f"{label} {list_alike(values)}" for label, values in by_label.items())
 
 
 def brief_values(values):
-    """The values of Measurements with the same label, in words."""
+    """As list_values, but of more than four with the same bounds only the lowest and highest."""
     if len(values) <= 4:
         return list_values(values)
     by_bounds = {}
@@ -2345,13 +2321,31 @@ def brief_values(values):
         by_bounds.setdefault((one.check.bounds(), one.check.equals), []).append(one)
     parts = []
     for alike in by_bounds.values():
-        if len(alike) <= 4 or len({one.words for one in alike}) == 1:
+        known = [one for one in alike if math.isfinite(one.estimate)]
+        if len(known) <= 4 or len({one.words for one in alike}) == 1:
             parts.append(list_values(alike))
         else:
-            alike.sort(key=lambda one: one.estimate)
-            ends = f"{alike[0].words} ({alike[0].arm}) to {alike[-1].words} ({alike[-1].arm})"
+            low = min(known, key=lambda one: one.estimate)
+            high = max(known, key=lambda one: one.estimate)
+            ends = f"{low.words} ({low.arm}) to {high.words} ({high.arm})"
             parts.append(f"{ends}, {len(alike)} checks")
     return "; ".join(parts)
+
+
+def brief(measured):
+    """Measurements in words, for an entry; the CSV file of the claims lists them all.
+
+    Of alternative arms only those that hold all checks are shown, if there are any.
+    """
+    failed = {(one.check.any_arm, one.arm) for one in measured if one.outcome != "holds"}
+    notes = []
+    for any_arm in dict.fromkeys(one.check.any_arm for one in measured):
+        held = [arm for arm in any_arm if (any_arm, arm) not in failed]
+        if 0 < len(held) < len(any_arm):
+            measured = [x for x in measured if x.check.any_arm != any_arm or x.arm in held]
+            named = f" ({held[0]})" if len(held) == 1 else ""  # of several each value has its arm
+            notes.append(f"in {len(held)} of {len(any_arm)} arms{named}")
+    return "; ".join([list_measured(measured, brief_values), *notes])
 
 
 # %% 11 Arguments
@@ -2366,6 +2360,11 @@ class Parser(argparse.ArgumentParser):
     common_flags = frozenset()  # names of the flags that all experiments share
     ablation_seeds = None  # seeds of the arms of ABLATIONS, None for as many as all others
     few_seeds = None
+
+    def __init__(self, **keywords):
+        super().__init__(**keywords)
+        # argparse's own pattern takes -1e2 and -inf for flags
+        self._negative_number_matcher = re.compile(r"-(\d|\.\d|(inf|infinity|nan)$)")
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -2382,7 +2381,7 @@ def number_type(convert, is_allowed, expected):
             value = convert(text)
             if is_allowed(value):
                 return value
-        raise argparse.ArgumentTypeError(f"{text.strip()!r} is not {expected}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
 
     return read
 
@@ -2482,10 +2481,7 @@ def parse(parser, argv):
             parser.error(f"argument {word!a} is not valid UTF-8; write it in UTF-8")
     defaults = vars(parser.parse_args([]))
     base = {key: value[0] for key, value in defaults.items() if key not in parser.common_flags}
-    # argparse takes -1e2 and -inf for flags, unless a space, which float() skips, stands before
-    negative = re.compile(r"-(\d|\.\d|(inf|infinity|nan)$)")
-    words = [f" {word}" if negative.match(word) else word for word in argv]
-    options = parser.parse_args(words, argparse.Namespace(**dict.fromkeys(base)))
+    options = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(base)))
     given = {key: getattr(options, key) for key in base if getattr(options, key) is not None}
     return options, base, given
 
@@ -2534,41 +2530,40 @@ def choose_arms(arms, ablations, base, given, options):
     ARMS; a row that sets it to something else is dropped; several values make a grid. Rows that
     become equal merge; one that equals a row of a table has its name. Raises UsageError.
     """
-    table = arms | ablations
-    if options.arms is not None:
-        unknown = [name for name in options.arms if name not in table]
-        if unknown:
-            known = "; ".join(table)
-            raise UsageError(f"--arms {unknown[0]!r}: there is no such arm; choose from: {known}")
-        rows = {name: table[name] for name in options.arms}
-    else:
-        rows = arms if given else table
+    rows = pick_rows(arms, ablations, given, options.arms)
     flags = ", ".join(flag_name(key) for key in given)
     size = len(rows) * math.prod(len(values) for values in given.values()) * options.seeds
     if size > MAX_TRIALS:
         raise UsageError(f"{flags or '--seeds'}: {size:,} trials; give fewer values or seeds")
 
+    names = {}  # {settings: name of the row that has them}
+    for name, row in (arms | ablations).items():
+        names.setdefault(settings_key(base | row), name)
     chosen = {}
-    name_of = {}  # {settings: name of the row that has them}
-    for name, row in table.items():
-        name_of.setdefault(settings_key(base | row), name)
-    seen = set()
-    for row_name, row in rows.items():
+    for name, row in rows.items():
+        varying = [key for key in given if len(given[key]) > 1 and key not in row]
         for values in itertools.product(*given.values()):
-            overrides = dict(zip(given, values, strict=True))
-            if any(row.get(key, value) != value for key, value in overrides.items()):
+            settings = base | row | dict(zip(given, values, strict=True))
+            if any(settings[key] != value for key, value in row.items()):
                 continue  # the row sets it to something else
-            settings = base | row | overrides
-            key = settings_key(settings)
-            if key in seen:
-                continue
-            seen.add(key)
-            varying = [k for k in overrides if len(given[k]) > 1 and k not in row]
-            words = [name_setting(k, settings[k]) for k in varying]
-            chosen[name_of.get(key, ", ".join([row_name, *words]))] = settings
+            words = [name_setting(key, settings[key]) for key in varying]
+            own_name = names.setdefault(settings_key(settings), ", ".join([name, *words]))
+            chosen[own_name] = settings
     if not chosen:
         raise UsageError(f"{flags}: every arm sets this otherwise; choose rows with --arms")
     return chosen
+
+
+def pick_rows(arms, ablations, given, names):
+    """The rows {name: settings} that a run starts from; names: those of --arms, or None."""
+    table = arms | ablations
+    if names is None:
+        return arms if given else table
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        known = "; ".join(table)
+        raise UsageError(f"--arms {unknown[0]!r}: there is no such arm; choose from: {known}")
+    return {name: table[name] for name in names}
 
 
 # %% 12 Reach
@@ -2612,16 +2607,8 @@ def bound_names(statement):
         targets = [statement.value.func]  # such as TABLE.update(...)
     else:
         targets = []
-    names = []
-    while targets:
-        target = targets.pop()
-        if isinstance(target, ast.Tuple | ast.List):
-            targets.extend(target.elts)
-        elif isinstance(target, ast.Attribute | ast.Subscript | ast.Starred):
-            targets.append(target.value)
-        elif isinstance(target, ast.Name):
-            names.append(target.id)
-    return names
+    parts = [part for target in targets for part in ast.walk(target)]
+    return [part.id for part in parts if isinstance(part, ast.Name)]
 
 
 @functools.cache
@@ -3156,28 +3143,19 @@ class Run:
         self.is_whole = all(self.has(name) for name in tables)
         self.is_of_record = False
 
-    def find(self, arm):
-        """The name in this run of the arm with the settings that the tables give to `arm`.
-
-        None if it has none. Raises KeyError for an arm that exists nowhere.
-        """
-        if arm in self.tables:
-            return self.name_of.get(settings_key(self.tables[arm]))
-        if arm in self.arms:
-            return arm
-        raise KeyError(f"there is no arm {arm!r}")
-
     def has(self, arm):
-        """Whether the run has an arm with the settings of this one."""
-        return self.find(arm) is not None
-
-    def shows(self, arm):
-        """Whether the run has an arm of this name, with these settings or as flags changed them."""
-        return arm in self.arms or self.has(arm)
+        """Whether the run has an arm with the settings that the tables give to this one."""
+        return settings_key(self.tables[arm]) in self.name_of
 
     def shown_name(self, arm):
-        """`arm` if the run has an arm of this name, else the name of one with its settings."""
-        return arm if arm in self.arms else self.find(arm)
+        """`arm` if the run has an arm of this name, else the one with its settings, or None."""
+        if arm in self.arms:
+            return arm
+        return self.name_of.get(settings_key(self.tables[arm]))
+
+    def shows(self, arm):
+        """Whether the run has an arm of this name, or one with its settings."""
+        return self.shown_name(arm) is not None
 
     def results(self, arm):
         """What the trial returned for an arm: a list, one dict per seed.
@@ -3522,10 +3500,9 @@ def missing_for(claims, run, given):
                 flags[f"{flag_name(key)} {show_setting(settings[key])}"] = None
             if not other and not run.has(name):
                 arms[f"'{name}'"] = None
-    if flags:
-        return ", ".join(list(flags)[:6])
-    shown = ", ".join(list(arms)[:6])
-    return f"--arms {shown}{' ...' if len(arms) > 6 else ''}"
+    needed = list(flags or arms)
+    shown = ", ".join(needed[:6]) + (" ..." if len(needed) > 6 else "")
+    return shown if flags else f"--arms {shown}"
 
 
 def read_commit():
@@ -3576,28 +3553,23 @@ def file_of_link(text, logbook):
     return Path(os.path.realpath(os.path.join(folder, name)))
 
 
-def csv_bytes(rows):
-    """Rows as CSV."""
+def csv_bytes(columns, rows):
+    """Rows {column: value} as CSV; empty where a row lacks a column."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue().encode()
 
 
-def arms_rows(run):
-    """Every arm, seed and number of a run, one row per trial; empty where an arm lacks one."""
-    trials = []
+def arms_csv(run):
+    """Every arm, seed and number of a run as CSV, one row per trial."""
+    rows = []
     for arm in run.arms:
         for seed, result in zip(run.seeds, run.results(arm), strict=False):  # may have fewer seeds
-            trials.append((arm, seed, result))
-    metrics = {}  # in order of appearance
-    for _, _, result in trials:
-        for name, value in result.items():
-            if isinstance(value, float | int):
-                metrics[name] = None
-    rows = [["arm", "seed", *metrics]]
-    for arm, seed, result in trials:
-        rows.append([arm, seed, *(f"{result[k]:.6g}" if k in result else "" for k in metrics)])
-    return rows
+            numbers = {k: f"{x:.6g}" for k, x in result.items() if isinstance(x, float | int)}
+            rows.append({"arm": arm, "seed": seed} | numbers)
+    return csv_bytes(dict.fromkeys(itertools.chain(*rows)), rows)
 
 
 def appendix_table(notebook, found):
@@ -3657,8 +3629,9 @@ def write_index(text, logbook):
         rows = read_claims(entry["results"], logbook)
         counts = []
         for ours in (False, True):
-            verdicts = [row["verdict"] for row in rows if (row["source"] == OURS) == ours]
-            found = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+            found = collections.Counter(
+                row["verdict"] for row in rows if (row["source"] == OURS) == ours
+            )
             counts.append(", ".join(f"{n} {verdict}" for verdict, n in found.items()) or "–")
         index.append(f"| {title} | {counts[0]} | {counts[1]} | {date[0] if date else ''} |")
         for row in rows:
@@ -4059,11 +4032,12 @@ def write_entry(experiment, run, outcome, files):
         identity += f"-{short_hash(json.dumps(settings))}"
         heading += f" ({settings_words(experiment, run)})"
     notebook = doc["Notebook"].partition(":")[0]
-    rows = [CLAIM_COLUMNS]
+    rows = []
     for claim, verdict, measured in outcome.judged:
-        rows.append([notebook, claim.source, claim.text, verdict, list_measured(measured)])
-    claims = csv_bytes(rows)
-    files = files | {"arms.csv": (csv_bytes(arms_rows(run)), None), "claims.csv": (claims, None)}
+        values = (notebook, claim.source, claim.text, verdict, list_measured(measured))
+        rows.append(dict(zip(CLAIM_COLUMNS, values, strict=True)))
+    claims = csv_bytes(CLAIM_COLUMNS, rows)
+    files = files | {"arms.csv": (arms_csv(run), None), "claims.csv": (claims, None)}
     links = {}
     for name, (content, alt) in files.items():
         path = options.plots / f"{identity}-{name}"
@@ -4124,6 +4098,25 @@ def conclude_run(experiment, run):
             say(line)
 
 
+def count_few_seeds(parser, ablations, options):
+    """{arm of ABLATIONS: number of seeds} where they have fewer than the run's."""
+    if parser.ablation_seeds is None:
+        return {}
+    if options.smoke:
+        return dict.fromkeys(ablations, 1)
+    if options.seeds != parser.get_default("seeds"):
+        return {}
+    return dict.fromkeys(ablations, parser.ablation_seeds) | (parser.few_seeds or {})
+
+
+def is_bare_command(parser, given, options):
+    """Whether nothing that changes the numbers was given: the run is an entry of record's."""
+    if given or options.arms is not None or options.smoke:
+        return False
+    names = ("seeds", "first_seed", "threads", "device")
+    return all(getattr(options, name) == parser.get_default(name) for name in names)
+
+
 def main(
     parser,
     arms,
@@ -4160,12 +4153,9 @@ def main(
     parser.epilog = "rows for --arms:\n  " + "\n  ".join(arms | ablations)
     options, base, given = parse(parser, argv)
     check_names(arms | ablations, base, tiny, claims)
+    is_bare = is_bare_command(parser, given, options)
+    few_seeds = count_few_seeds(parser, ablations, options)
     script = Path(trial.__code__.co_filename).resolve()
-    few_seeds = {}
-    if parser.ablation_seeds is not None and options.smoke:
-        few_seeds = dict.fromkeys(ablations, 1)
-    elif parser.ablation_seeds is not None and options.seeds == parser.get_default("seeds"):
-        few_seeds = dict.fromkeys(ablations, parser.ablation_seeds) | (parser.few_seeds or {})
     experiment = Experiment(
         script=script,
         trial=trial,
@@ -4179,9 +4169,6 @@ def main(
         given=given,
         argv=argv,
     )
-    is_bare = not given and options.arms is None and not options.smoke
-    for name in ("seeds", "first_seed", "threads", "device"):
-        is_bare = is_bare and getattr(options, name) == parser.get_default(name)
     if options.smoke:
         tiny = {key: value for key, value in tiny.items() if key not in given}
         arms = {name: row | tiny for name, row in arms.items()}

@@ -740,11 +740,11 @@ def test_every_argument_of_a_layer_changes_its_result(build, change):
     assert differs(in_eval(build, **change)(x, batch), in_eval(build)(x, batch))
 
 
-@pytest.mark.parametrize("change", [{"hidden": 13}, {"norm": "layer"}, {"norm": "batch"}])
+@pytest.mark.parametrize("change", [{"norm": "layer"}, {"norm": "batch"}])
 def test_every_argument_of_the_feedforward_changes_its_result(change):
-    def build(hidden=12, norm="none"):
+    def build(norm="none"):
         with core.initialised_from(0):
-            return core.FeedForward(DIM, hidden, norm)
+            return core.FeedForward(DIM, 12, norm)
 
     x = torch.randn(18, DIM)
     assert differs(build(**change)(x), build()(x))
@@ -2056,38 +2056,6 @@ def test_no_checkpoint_is_written_within_a_minute(tmp_path):
     assert not path.exists()
 
 
-class Hostile:
-    """Writes a file when it is unpickled."""
-
-    def __reduce__(self):
-        return (Path("hostile-was-here").write_text, ("x",))
-
-
-def cut_checkpoint(path):
-    """The first half of a real one."""
-    core.Checkpoint(path).save({"model": torch.ones(1000)})
-    content = path.read_bytes()
-    return content[: len(content) // 2]
-
-
-@pytest.mark.parametrize("damage", ["empty", "text", "hostile", "cut"])
-def test_damaged_checkpoint_is_reported_and_not_used(damage, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "state.checkpoint"
-    content = {
-        "empty": b"",
-        "text": b"not a checkpoint",
-        "hostile": pickle.dumps(Hostile(), protocol=2),
-        "cut": cut_checkpoint(path),
-    }
-    path.write_bytes(content[damage])
-    _, expected = fit("plain", pattern_batches(), epochs=2)
-    _, history = fit("plain", pattern_batches(), epochs=2, checkpoint=core.Checkpoint(path))
-    assert same_bits(history, expected)
-    assert "damaged checkpoint" in capsys.readouterr().err
-    assert not Path("hostile-was-here").exists()
-
-
 # Pyramids
 
 NUMBERS = np.array([2**57 - 13, 0x1E3779B97F4A7C15])  # a modulus and a multiplier
@@ -2869,6 +2837,8 @@ def test_of_many_values_an_entry_shows_the_ends():
     ends = "x 1 (arm 1) to 5 (arm 5), 5 checks"
     assert core.brief(measured) == f"{ends}; 3 (arm 3); 4 (arm 4)"
     assert core.brief(measured[:4]) == core.list_measured(measured[:4])
+    open_too = [measured[0]._replace(estimate=math.nan, words="nan"), *measured[1:5]]
+    assert "nan" in core.brief(open_too)
     _, alike = Claim("A.", "6/3", *[Check("x", equals=3, arm="arm 3")] * 5).judge(run)
     assert core.brief(alike) == "x 3 (5 checks)"
 
@@ -2959,10 +2929,7 @@ def test_flags_choose_arms(lab, argv, arms):
         assert len(chosen) == arms
         return
     found = {name: (row["size"], row["rate"], row["dim"]) for name, row in chosen.items()}
-    if "-1e2" in argv:  # names aside, which words of a grid are shown is a matter of taste
-        assert sorted(found.values()) == sorted(arms.values())
-    else:
-        assert found == arms
+    assert found == arms
 
 
 def test_parse_tells_defaults_from_values_given(lab):
@@ -2971,8 +2938,14 @@ def test_parse_tells_defaults_from_values_given(lab):
     assert base == {"size": 1, "rate": 0.5, "text": None, "dim": 4}
     assert given == {"rate": [-100.0, -0.5, -math.inf, 3.0]}
     assert options.runs == Path.home() / "x"
-    assert options.note.strip() == "-1 is less"
+    assert options.note == "-1 is less"
     assert core.parse(lab.toy().parser, ["--rate", "0.5"])[2] == {"rate": [0.5]}
+
+
+def test_a_choice_may_look_like_a_negative_number(lab):
+    parser = lab.toy().parser
+    parser.add_argument("--mask", nargs="+", choices=["-1", "-inf", "none"], default=["none"])
+    assert core.parse(parser, ["--mask", "-1", "-inf"])[2] == {"mask": ["-1", "-inf"]}
 
 
 @pytest.mark.parametrize(
@@ -3632,13 +3605,6 @@ def test_the_stamp_names_this_repository_or_none(tmp_path, monkeypatch):
     for path in ("", str(tmp_path / "missing")):
         monkeypatch.setenv("PATH", path)
         assert core.read_commit() == "unknown"
-
-
-def test_smoke_writes_nothing(lab, capsys):
-    before = lab.everything()
-    lab.run("--smoke")
-    assert lab.everything() == before
-    assert "plain" in capsys.readouterr().out
 
 
 # --- log
