@@ -76,6 +76,7 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
+import ctypes
 import datetime
 import fcntl
 import functools
@@ -2005,6 +2006,18 @@ def train_reader(model, batches, *, steps, lr, validation=None, points=10):
         losses.append(loss.detach())
     curves = {name: torch.stack(curve).numpy() for name, curve in curves.items()}
     return {"loss": torch.stack(losses).cpu().numpy(), **curves}
+
+
+def keep_freed_blocks():
+    """Let glibc keep what is freed, whatever its size; other C libraries are left as they are.
+
+    Blocks of 32 MiB and more are otherwise given back to the system at each free, and paged in
+    again at the next call, which slows what allocates them up to 1.7 times.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD of malloc.h
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def interleaved_medians(steps, rounds, device="cpu"):

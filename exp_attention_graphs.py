@@ -46,7 +46,7 @@ Rule        6 paired seeds from 100 on. Seeds 0 to 4 were used in development; a
             Accuracy: share of test questions that are answered right. Claims leave out seeds that
             have not learned, with an accuracy below 0.8 at any number of hops: guessing without
             the query scores 0.47 at 3 hops, and without the start 0.88.
-Cost        8 min on 2 cores; `--hops 1 --layers 2 --steps 500 --seeds 2` 1 min
+Cost        13 min on 2 cores; `--hops 1 --layers 2 --steps 500 --seeds 2` 1 min
 """
 
 import itertools

@@ -6,9 +6,9 @@ Setup       One training step (forward, backward, Adam) of four layers of width 
             a feed-forward as wide as GIN's MLP. Full gating adds a value and an output projection.
             GIN is timed as this repository computes it, by a dense product with the adjacency, and
             as graph libraries do, along a list of edges. Which of them the notebook used is not
-            known. All take turns in one process on one thread, with subnormal numbers set to 0:
-            without that, a CPU needs up to three times as long for a bare gating step of some
-            seeds. A seed draws its own graphs.
+            known. All take turns in one process on one thread, with freed memory kept, which GIN
+            along edges needs most, and subnormal numbers set to 0: without that, a CPU needs up to
+            three times as long for a bare gating step of some seeds. A seed draws its own graphs.
 Hypothesis  A step of gating is much faster than one of GIN. Ours: against a dense GIN the bare
             layer takes about as long, since both are one dense product and two linear layers per
             layer; against an edge list it is much faster.
@@ -83,6 +83,7 @@ def trial(config, seed, job):
             "dense": make_step(dense, config.dim, batch, job.device),
             "edges": make_step(along_edges, config.dim, batch, job.device),
         }
+    core.keep_freed_blocks()
     torch.set_flush_denormal(True)  # subnormal numbers would slow some seeds down
     try:
         seconds = core.interleaved_medians(steps, config.rounds, job.device)

@@ -33,7 +33,7 @@ Rule        12 paired seeds from 100 on. Seeds 0 to 16 were used in development;
             labels: the accuracy at 1 hop after training on 50 labels. Query-blind baseline: the
             best guess from the graph; start-blind: from the query's relations, too. Found: share of
             masked mentions whose candidate is chosen, on 500 other graphs; guessing finds 1/6.
-Cost        30 min on 2 cores; `--pretraining-steps 300 --seeds 3` 4 min
+Cost        34 min on 2 cores; `--pretraining-steps 300 --seeds 3` 4 min
 """
 
 import argparse

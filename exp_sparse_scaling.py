@@ -2,18 +2,18 @@
 
 Notebook    question-answering notebook: visualisations
 Setup       The notebook plans to graph memory, FLOPs and runtime against sequence length and
-            sparsity. Attention alone, forward and backward, on random graphs: every node is joined
-            to a given mean number of others, and to itself; width 64 in 4 heads. Four
-            implementations of one function, in torch alone:
+            sparsity. Attention alone, forward and backward, on random graphs of N nodes and E links
+            (self-links included), width D = 64 in 4 heads. Four implementations of one function, in
+            torch alone:
             - fused: torch's scaled_dot_product_attention with a mask.
             - plain: masked logits of all pairs.
             - edge list: rows are gathered, multiplied and added up for each link.
-            - CSR: logits by sampled_addmm, sums by embedding_bag; torch's gradient of a product
-              with a CSR matrix would go through a dense one.
-            FlexAttention has no backward on a CPU. The whole question reader is timed, too: forward
-            and backward of six layers on 4 generated questions of 2 hops, with half as many
-            entities and passages as facts. Fused attention is missing there: on a CPU it gives no
-            gradient to the learned bias of the links.
+            - CSR: logits by sampled_addmm, sums by embedding_bag, one head after another; torch's
+              gradient of a product with a CSR matrix would go through a dense one.
+            The whole question reader is timed, too: forward and backward of six layers with shared
+            weights on 4 generated questions of 2 hops, with half as many entities and passages as
+            facts. Fused attention is missing there: on a CPU it gives no gradient to the learned
+            bias of the links.
 Hypothesis  The notebook predicts nothing. Ours, after one trial with another seed: fused attention
             grows with the square of the length, attention along links with the number of links.
             An edge list moves the 64 channels of each link several times, so fused attention is
@@ -23,22 +23,18 @@ Rule        5 seeds. A check holds if its 95% interval lies inside its bounds an
             outside; one failed check rejects a claim. All numbers are per call, the reader's for
             4 questions together.
 
-            Time (ms): median of 9 interleaved rounds, one thread; glibc is set to keep freed blocks
-            (mallopt), since returning large ones slows plain attention up to 1.7 times.
-
-            Memory (MB, 10^6 bytes): the most that torch's allocator holds beyond the inputs; the
-            mask, N^2 bytes, is an input and not counted.
-
-            FLOPs (MFLOP, 10^6): torch's FlopCounterMode, plus 14 N^2 D for fused attention and
-            12 E D along E links, two per multiply-add, without the softmax. CSR is given the edge
+            Time: in ms, median of 9 interleaved rounds, one thread; glibc is set to keep freed
+            blocks (mallopt), since returning large ones slows plain attention up to 1.7 times.
+            Memory: in MB (10^6 bytes), the most that torch's allocator holds beyond the inputs; the
+            mask, 4 N^2 bytes for fused attention and N^2 for plain, is an input and not counted.
+            FLOPs: in MFLOP (10^6), torch's FlopCounterMode, plus 14 N^2 D for fused attention and
+            12 E D along links, two per multiply-add, without the softmax. CSR is given the edge
             list's count.
 
-            Edge list's time / plain's and the like: the one implementation's time, memory or FLOPs
-            divided by the other's. Growth: each trial on a random graph times fused attention at a
-            quarter of its nodes, and attention along links at a third of its links per node, too,
-            in the same rounds. Like the square: 12 to 20 times the time of a quarter of the nodes,
-            at 4096 nodes. Like the links: 2.4 to 3.6 times the time of a third of the links, at 300
-            links per node.
+            "Edge list's time / plain's" and the like divide the one implementation's time, memory
+            or FLOPs by the other's. Growth, in the same rounds: fused attention's time over that at
+            a quarter of the nodes (at 4096 nodes; like the square: 12 to 20); time along links over
+            that at a third of the links (at 300 per node; like the links: 2.4 to 3.6).
 
             Share of joined pairs: of all ordered node pairs that are joined, self-links included.
             Tokens: nodes; for the reader, the words of one question's passages.
@@ -48,7 +44,6 @@ Rule        5 seeds. A check holds if its 95% interval lies inside its bounds an
 Cost        5 min on 1 core; nothing else may compute meanwhile
 """
 
-import ctypes
 import functools
 import itertools
 import math
@@ -127,7 +122,7 @@ def trial(config, seed, job):
     """Time all implementations on the same inputs in turns, count their memory and FLOPs."""
     if job.device.type != "cpu":
         raise core.UsageError("--device: this script measures a CPU; give cpu")
-    keep_freed_blocks()
+    core.keep_freed_blocks()
     smaller = {}
     if config.system == "attention":
         calls, pairs, tokens = attention_calls(config.nodes, config.links, seed)
@@ -156,14 +151,6 @@ def trial(config, seed, job):
     return result
 
 
-def keep_freed_blocks():
-    """Let glibc keep what is freed, whatever its size; other C libraries are left as they are."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD of malloc.h
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-
-
 def peak_memory(call):
     """The most that torch's allocator holds for a call at any time, in bytes."""
     with profile(profile_memory=True) as profiled:
@@ -177,7 +164,12 @@ def count_flops(calls, name, nodes, links):
     """FLOPs of a call; torch counts its matrix products, not fused ones or those along links."""
     with FlopCounterMode(display=False) as counter:
         calls["edge list" if name == "CSR" else name]()
-    added = {"plain": 0, "fused": 14 * nodes**2 * DIM}.get(name, 12 * links * DIM)
+    if name == "plain":
+        added = 0
+    elif name == "fused":
+        added = 14 * nodes**2 * DIM
+    else:
+        added = 12 * links * DIM
     return counter.get_total_flops() + added
 
 
@@ -187,11 +179,13 @@ def count_flops(calls, name, nodes, links):
 class Pairs(NamedTuple):
     """Which nodes are joined, target first: keep [N, N] or [B, N, N] bool.
 
+    mask is the same as 0 and -inf, of which fused attention would else make a copy in each call.
     The same as E links between all nodes, sorted by target: target, source [E]; first [B * N + 1]
     is where the links into each node begin.
     """
 
     keep: torch.Tensor
+    mask: torch.Tensor
     target: torch.Tensor
     source: torch.Tensor
     first: torch.Tensor
@@ -202,7 +196,8 @@ def join_pairs(keep):
     n = keep.shape[-1]
     target, source = keep.flatten(0, -2).nonzero().unbind(1)
     first = torch.searchsorted(target, torch.arange(keep.numel() // n + 1))
-    return Pairs(keep, target, source + target // n * n, first)
+    mask = torch.zeros(keep.shape).masked_fill(~keep, -math.inf)
+    return Pairs(keep, mask, target, source + target // n * n, first)
 
 
 def attend_plain(query, key, value, pairs):
@@ -213,7 +208,7 @@ def attend_plain(query, key, value, pairs):
 
 def attend_fused(query, key, value, pairs):
     parts = [x.transpose(0, 1)[None] for x in (query, key, value)]
-    mixed = F.scaled_dot_product_attention(*parts, pairs.keep, scale=1.0)
+    mixed = F.scaled_dot_product_attention(*parts, pairs.mask, scale=1.0)
     return mixed[0].transpose(0, 1)
 
 
@@ -314,7 +309,7 @@ class LinkReader(core.QuestionReader):
         types = len(core.NODE_TYPES)
         node_type = batch.node_type.flatten()
         pair = node_type[batch.pairs.target] * types + node_type[batch.pairs.source]
-        return F.embedding(batch.link[batch.pairs.keep] * types**2 + pair, self.link_bias)
+        return F.embedding(batch.link_of_pair * types**2 + pair, self.link_bias)
 
 
 def reader_calls(facts, seed):
@@ -325,6 +320,7 @@ def reader_calls(facts, seed):
     questions = source.draw(core.stream(seed, "train"), QUESTIONS)
     batch = core.QuestionBatch(questions)
     batch.pairs = join_pairs(batch.link != core.NO_LINK)
+    batch.link_of_pair = batch.link[batch.pairs.keep]
 
     def call(make_reader, make_layer):
         with core.initialised_from(seed):
@@ -345,7 +341,7 @@ def reader_calls(facts, seed):
 
 CLAIMS = [
     Claim(
-        "The time of fused attention grows with the square of the length, up to 4096 nodes",
+        "The time of fused attention grows with the square of the length, from 1024 to 4096 nodes",
         OURS,
         Check(
             "fused's time / at a quarter of the nodes",

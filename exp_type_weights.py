@@ -32,7 +32,7 @@ Rule        12 paired seeds from 100 on, 5 of them for ablations; seeds 0 to 4 w
             there, and too favourable to the claim if shared weights do not. Own weights would save
             steps if they needed less than 0.9 of those of shared weights. The learning rate was
             chosen for shared weights, so that own ones are slow is said of this rate only.
-Cost        20 min on 2 cores; `--arms "shared weights" "own weights, equal width" --seeds 3` 4 min
+Cost        24 min on 2 cores; `--arms "shared weights" "own weights, equal width" --seeds 3` 4 min
 """
 
 import itertools

@@ -4199,6 +4199,7 @@ def test_a_reader_along_links_is_the_reader():
     questions = [*drawn_questions(), own_question()]
     batch = core.QuestionBatch(questions)
     batch.pairs = sparse_scaling.join_pairs(batch.link != core.NO_LINK)
+    batch.link_of_pair = batch.link[batch.pairs.keep]
     found = []
     for make_reader, make_layer in (
         (core.QuestionReader, core.GraphLayer),
