@@ -469,8 +469,10 @@ def plot(run):
     return {
         "loss": draw_losses(
             run,
-            "Loss of networks with and without ReLU among their gates",
-            "Loss by step, a line per network; dashed: the best polynomials of degree 0 to 4",
+            "With ReLU among the gates networks learn soon; without it few get below 0.03, and all "
+            "16 stay at 0.206",
+            "Lowest loss so far by step, a line per network; dashed: the best polynomials of "
+            "degree 0 to 4",
             {
                 "alive 0.254": ["AND XOR OR NAND", "AND OR", "ReLU AND XOR OR", "all 16"],
                 "alive 0.485": [
@@ -480,12 +482,13 @@ def plot(run):
                 ],
             },
             top=0.22,
+            lowest_so_far=True,
         ),
         "lowest": core.draw_points(
             run,
             "lowest loss",
-            "Networks of 48 units, by set of gates",
-            "Lowest loss of each network",
+            "Nearly all networks with ReLU pass the journal's lowest loss; few without it do",
+            "Lowest loss of each network of 48 units, by set of gates",
             "lowest loss, over all 512 neighbourhoods",
             arms=[*ARMS, "all 16", "all 16, uniform start"],
             levels={"journal, with ReLU": 0.0315, "journal, without": 0.0139},
@@ -494,12 +497,12 @@ def plot(run):
     }
 
 
-def draw_losses(run, title, shows, panels, top, bottom=None):
+def draw_losses(run, title, shows, panels, top, bottom=None, lowest_so_far=False):
     """Exact loss by step, a thin line per network, with the losses of the best polynomials.
 
     panels {title: [arms]}, of one share of live cells each. Arms that the run lacks are left
     out, all arms are drawn where panels has none of them. bottom: with it the axis is
-    logarithmic.
+    logarithmic. lowest_so_far: instead of the loss, which may rise and fall at every step.
     """
     present = {name: [arm for arm in arms if run.shows(arm)] for name, arms in panels.items()}
     present = {name: arms for name, arms in present.items() if arms} or {"": list(run.arms)}
@@ -511,8 +514,11 @@ def draw_losses(run, title, shows, panels, top, bottom=None):
         for arm in arms:
             colour = core.arm_colour(run, arm)
             for result in run.results(arm):
-                steps = CHECK_EVERY * np.arange(len(result["loss by step"]))
-                axis.plot(steps, result["loss by step"], color=colour, linewidth=0.8, alpha=0.6)
+                loss = result["loss by step"]
+                if lowest_so_far:
+                    loss = np.fmin.accumulate(loss)
+                steps = CHECK_EVERY * np.arange(len(loss))
+                axis.plot(steps, loss, color=colour, linewidth=0.8, alpha=0.6)
             axis.plot([], [], color=colour, linewidth=2, label=arm)
         settings = [run.arms[run.shown_name(arm)] for arm in arms]
         shares = {row["alive"] for row in settings}
