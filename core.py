@@ -3729,8 +3729,8 @@ def update_logbook(logbook, entry, note=None):
 
 
 def status(logbook=REPOSITORY / "logbook.md"):
-    """Print the scripts whose entry is missing, older than their trial's code, or whose words
-    are older than their numbers."""
+    """Print the scripts whose entry is missing, older than their trial's code or their docstring,
+    or whose words are older than their numbers."""
     scripts = sorted(REPOSITORY.glob("exp_*.py"))
     current = 0
     entries = {entry["id"]: entry for entry in find_entries(read_logbook(logbook))}
@@ -3741,6 +3741,8 @@ def status(logbook=REPOSITORY / "logbook.md"):
             say(f"{name}: no entry; run python {script.name}")
         elif entry["code"] != code_hash(script):
             say(f"{name}: the trial's code has changed since its entry; run python {script.name}")
+        elif f"**Setup.** {read_doc(script)['Setup']}\n" not in entry["results"]:
+            say(f"{name}: its set-up reads otherwise since its entry; run python {script.name}")
         elif entry["before"] == short_hash(entry["words"]):
             say(f"{name}: numbers changed after its words were written; read them again, edit them"
                 " or delete ', words ...' from its results marker")  # fmt: skip

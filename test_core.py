@@ -3675,6 +3675,9 @@ def test_an_entry_is_made_replaced_and_keeps_its_words(lab, capsys, monkeypatch)
     last = lab.log.read_text()
     assert "**Conclusion.** Another note." in last and "Read again." not in last
     assert "## The toy | adds up" in last
+    lab.log.write_text(re.sub(r"(\*\*Setup\.\*\* )", r"\1Another. ", lab.log.read_text()))
+    core.status(lab.log)
+    assert "toy: its set-up reads otherwise" in capsys.readouterr().out
     (lab.folder / "exp_new.py").write_text('"""Q?"""\ndef trial(config, seed, job): return {}\n')
     core.status(lab.log)
     assert "new: no entry" in capsys.readouterr().out
