@@ -1,25 +1,25 @@
 """Which masks keep padding and unreachable nodes out of attention, and what does a leak cost?
 
 Notebook    graph notebook: 6/3, 9.3, 10.3, 13/3, 15.3
-Setup       Overfit 32 PATTERN graphs that share one pattern, drawn anew for each seed: one batch,
-            Adam at 1e-4, gradient norm clipped at 5, one step per epoch, 50 epochs; two layers,
-            width 100, feed-forward 600. Padding travels as nodes without edges and labels; norms
-            see it unless an arm masks them. A mask adds -inf, -1000, -1 or 0 (unmasked) to the
-            logits of unreachable pairs, those with padding among them, or multiplies their weights
-            by 0; fix_nans adds -inf and then replaces NaN by 0; "real pairs" does so outside pairs
-            of real nodes only. The exact mask also gives zero weights and gradients where a row
-            keeps nothing. Leaks are measured in one untrained layer on random input.
+Setup       Overfit 32 PATTERN graphs that share one pattern: one batch, Adam at 1e-4, gradient norm
+            clipped at 5, 50 epochs of one step; two layers, width 100, feed-forward 600. Padding is
+            nodes without edges and labels; norms see it unless masked. A mask adds -inf, -1000, -1
+            or 0 (unmasked) to the logits of unreachable pairs, pairs with padding included, or
+            multiplies their weights by 0; fix_nans adds -inf and then replaces NaN by 0; "real
+            pairs" masks pairs with padding only. The exact mask also zeroes weights and gradients
+            of rows that keep nothing. Leaks are measured in one untrained layer on random input.
 Hypothesis  Before a sigmoid -inf needs nothing else; before a softmax fix_nans is needed; -1000 may
             trouble the gradient; layer norms need no mask; what disturbs batch norms is masking.
             Ours: fix_nans leaves NaN in the gradients; -1000 troubles nothing; a layer norm takes
             each node by itself, so that its mask has no effect by arithmetic; a softmax multiplied
-            by the mask gives the degree away and so gains.
+            by the mask shows the degree and so gains.
 Rule        10 paired seeds; exact results hold in every seed. Best score: largest balanced accuracy
             on the training graphs, 0.5 in an epoch with logits that are not finite; the same:
-            within 0.01. Leaks and errors are relative to the largest value; they count above 0.001.
-            Forward leak: change of a real node's output under noise of size 1 on padding. Backward
-            leak: gradient on padding of a random sum of the real outputs; NaN counts as 1.
-            Unreachable leak: the forward leak from each graph's first node to nodes that it does
+            within 0.01. That batch norms are compared with masked ones was set after an earlier
+            run. Leaks and errors are relative to the largest value; they count above 0.001. Forward
+            leak: relative change of a real node's output under noise of size 1 on padding. Backward
+            leak: relative gradient on padding of a random sum of the real outputs, NaN counted as
+            1. Unreachable leak: the forward leak from each graph's first node to nodes that it does
             not reach, by attention alone. Batch dependence: change of the smallest graph's output
             by attention when it is alone in the batch. Gradient error: difference from the exact
             mask's gradient at the logits, NaN left out. NaN in logits: share of the real nodes'
@@ -64,7 +64,8 @@ parser.add_argument(
     nargs="+",
     choices=["exact", *ADDED],
     default=["exact"],
-    help="core's mask; or what is added to the logits of masked pairs; fix-nans: 0 for NaN then",
+    help="exact: core's mask; a number: added to the logits of masked pairs; fix-nans: -inf, then 0"
+    " for NaN; real-pairs: the same for padding only; multiplied: weights times the mask",
 )
 parser.add_argument(
     "--norm", nargs="+", choices=["layer", "batch"], default=["layer"], help="norms of a layer"
@@ -81,7 +82,7 @@ parser.add_argument(
     nargs="+",
     choices=["padding", "nodes"],
     default=["padding"],
-    help="the same of the norm before the feed-forward",
+    help="whether the norm before the feed-forward sees the padding too, or real nodes only",
 )
 parser.add_argument("--layers", nargs="+", type=core.integer(1, 64), default=[2], help="layers")
 parser.add_argument(
@@ -451,7 +452,7 @@ CLAIMS = [
         Check("misplaced zeros", equals=0, arm="softmax, exact mask"),
     ),
     Claim(
-        "Before a softmax -inf alone gives NaN logits, and fix_nans leaves NaN in the gradient",
+        "Before a softmax -inf gives NaN logits; fix_nans leaves NaN gradients and a lower score",
         OURS,
         Check("NaN in logits", above=0.001, arm="softmax, -inf"),
         Check("NaN in gradient", above=0.001, arm="softmax, fix_nans"),
@@ -482,7 +483,7 @@ def plot(run):
         "Noise on padding changes real nodes without a mask, at -1, and through batch norms",
         "Forward leak of one untrained layer by arm",
         "largest change of a real node under noise on padding, relative",
-        levels={"the rule's threshold": 0.001},
+        levels={"counts as a leak above": 0.001},
     )
     leaks.axes[0].set_xscale("symlog", linthresh=1e-3)  # most arms leak exactly 0
     leaks.axes[0].set_xlim(-2e-4, 1)
