@@ -3247,12 +3247,12 @@ def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **su
 
 
 def draw_levels(draw_line, levels):
-    """Draw numbers as lines: the first dashed, the second dotted, and so on.
+    """Draw numbers as lines: the first dashed, the second dotted, the third both.
 
     draw_line  an axis's axhline or axvline
     levels     {label: number}, or None
     """
-    for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":"])):
+    for (name, value), style in zip((levels or {}).items(), itertools.cycle(["--", ":", "-."])):
         draw_line(value, color="black", linestyle=style, linewidth=1, label=without_math(name))
 
 

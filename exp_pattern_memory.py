@@ -2,26 +2,27 @@
 
 Notebook    graph notebook: 15.3 (state of the art on PATTERN), which it does not ask
 Setup       PATTERN's training and test graphs share 100 patterns. Without memory of them no rule
-            passes 86.9 points on test; the highest published score is 88.66, and a search for the
-            patterns scores 99.6 (exp_pattern_limit.py, exp_pattern_templates.py). Stage one is a
-            small graph network that gives each node a log-odds of being on the pattern. Stage two
-            keeps the 64 likeliest nodes of a graph and refines their log-odds in rounds: messages
-            along edges and non-edges between them, weighted by their present chance of being on
-            the pattern, and a context vector of the graph, which scales and shifts the hidden
-            layer, so that the graph's own pattern can be recognised and conditioned on. Both learn
-            from node labels alone. Augmentation: each epoch every training graph's background
-            gets the pattern of another, with fresh edges between them; the last tenth of the
-            epochs takes the real graphs. The first fifth trains on 20 patterns only. Muon for the
-            weight matrices, AdamW for the rest, one-cycle learning rate, batches of 50 graphs.
+            passes 86.9 points on test (exp_pattern_limit.py); the highest published score that we
+            found is 88.66, and a search for the patterns scores 99.7 (exp_pattern_templates.py).
+            Stage one is a small graph network that gives each node a log-odds of being on the
+            pattern. Stage two keeps the 64 likeliest nodes and refines their log-odds in four
+            rounds: messages along edges and non-edges, weighted by each node's present chance, and
+            a context vector of the graph, which scales and shifts the hidden layer, so that the
+            graph's pattern can be recognised. Both learn from node labels alone. Augmentation: each
+            epoch every training graph's background gets the pattern of another, with fresh edges
+            between them; the last tenth of the epochs takes the real graphs. The first fifth trains
+            on 20 patterns only. Muon for the weight matrices, AdamW for the rest, one-cycle
+            learning rate, batches of 50. Ablations have a third of the epochs and one seed, the GIN
+            as many parameters and 10 epochs.
 Hypothesis  Ours, after trials with another seed (93.0 in 60 epochs): the network passes 88.66 and
             comes to 93, all of it by memory: on fresh patterns it is worse than the limit. Small
             patterns gain little.
 Rule        3 paired seeds, each a PATTERN of its own. Test score: balanced accuracy over all nodes
-            of the 2,000 test graphs, in points; fresh score: of 2,000 graphs with a pattern each
-            that was not trained on, whose limit is 86.9. Small patterns, of 5 to 7 nodes, gain
-            little if their test score stays below 88.66. The goal of 93, with fewer than 5e5
-            parameters, was set before the run. Ablations have a third of the epochs and one seed;
-            they are shown, not judged. The GIN has as many parameters and 10 epochs.
+            of the 2,000 test graphs, in points; training score: the same over 2,000 training
+            graphs; fresh score: over 2,000 graphs with a pattern each that was not trained on,
+            where the limit is 86.9. Small patterns, of 5 to 7 nodes, gain little if their test
+            score stays below 88.66. The goal of 93, with fewer than 5e5 parameters, was set before
+            the run. Ablations are shown, not judged.
 Cost        135 min on 2 cores
 """
 
@@ -616,7 +617,7 @@ def rounds_loss(log_odds_by_round, label, weight):
 
 CLAIMS = [
     Claim(
-        "A network trained on node labels passes 88.66, the highest published score",
+        "A network trained on node labels passes 88.66, the highest published score that we found",
         OURS,
         Check("test score", above=88.66, arm="full network"),
     ),
@@ -648,7 +649,7 @@ def draw_sizes(run):
     """Test score by size of the pattern, one line per seed and arm."""
     figure, axes = core.new_figure(
         run,
-        "The network gains most on patterns of 11 or more nodes",
+        "The network exceeds a GIN most on patterns of 11 or more nodes",
         "Test score by size of the pattern",
     )
     axis = axes[0, 0]
@@ -670,13 +671,13 @@ def draw_arms(run):
     return core.draw_points(
         run,
         "test score",
-        "A network trained on node labels passes the highest published score",
+        "A network trained on node labels passes 88.66, the highest published score that we found",
         "Test score of all arms, one point per seed",
         "balanced accuracy on the test split, points",
         levels={
             "limit without memory 86.9": 86.9,
             "CKGConv, published 88.66": 88.66,
-            "search for the patterns 99.6": 99.6,
+            "search for the patterns 99.7": 99.7,
         },
     )
 

@@ -4,13 +4,11 @@ Notebook    graph notebook: 6/3 (number of neighbours), 10.3 (edge types)
 Setup       Training graphs of PATTERN as its authors generate it: 32 or all 10,000, in stored order
             (100 graphs with one pattern, then 100 with the next) or shuffled, cut into batches of
             32, the notebook's batch size. Nothing is trained. Each seed draws its own 100 patterns.
-            The notebook's table has 3,631 nodes with 47.9 neighbours each. The recalls that it
-            prints on 6/3 are fractions of 3,055 and 576 nodes, together 3,631: 18 pattern nodes per
-            graph, by arithmetic that no check tests. An edge type says whether each end
-            lies on the pattern; p[neighbour y | self y] is the mean over nodes of the share of
-            neighbours with label y. We read p[connect], the notebook's chance that two nodes are
-            joined, as the sum of the same shares over all pairs of a batch, since its code leaves
-            open which pairs it counts.
+            The notebook's table has 3,631 nodes. Its recalls of 6/3 are fractions of 3,055 and 576
+            nodes, as many together: 18 pattern nodes per graph, by arithmetic that no check tests.
+            An edge type says whether each end lies on the pattern. We read p[connect], the
+            notebook's chance that two nodes are joined, as the nodes' shares of neighbours, summed
+            over a batch and divided by its pairs; its code leaves open which pairs it counts.
 Hypothesis  A stored batch has the table's range of 24 to 82 neighbours; a node outside the pattern
             has 0.2030 of its neighbours on the pattern, a node on it 0.1584. Ours: both shares
             follow from the size of the one pattern that stored graphs share, so the notebook's are
@@ -61,6 +59,7 @@ COLUMNS = [
     "mean neighbours",
     "most neighbours",
 ]
+ROWS = ["one stored batch", "one shuffled batch", "whole set, stored"]  # a whole set has no order
 TINY = {"graphs": 32}
 
 BATCH = 32
@@ -238,14 +237,14 @@ def usual(*names):
 
 CLAIMS = [
     Claim(
-        "A usual stored batch has the table's nodes and its fewest (24), mean and most (82) "
-        "neighbours",
+        "The table's nodes and its fewest (24), mean and most (82) neighbours are usual for a "
+        "stored batch",
         "6/3",
         *usual("nodes", "fewest neighbours", "mean neighbours", "most neighbours"),
     ),
     Claim(
-        "In a usual stored batch a node outside the pattern has 0.2030 of its neighbours on the "
-        "pattern, and a node on it 0.1584",
+        "A share of neighbours on the pattern of 0.2030 outside it and 0.1584 on it is usual for a "
+        "stored batch",
         "10.3",
         *usual("outside share", "pattern share"),
     ),
@@ -255,21 +254,22 @@ CLAIMS = [
         Check("share gap", above=0, arm="one stored batch"),
     ),
     Claim(
-        "The shares of neighbours, summed over a usual batch and divided by its pairs, are the "
-        "four printed p[connect]",
+        "The four printed p[connect] are usual for a stored batch, read as its shares of "
+        "neighbours divided by its pairs",
         "10.3",
         *usual("p[connect] 0, 0", "p[connect] 0, 1", "p[connect] 1, 0", "p[connect] 1, 1"),
         *usual("pairs gap"),
     ),
     Claim(
-        "Both shares follow from the size of the pattern alone",
+        "In the mean over patterns both shares are those that the size of the pattern implies",
         OURS,
         Check("outside share error", between=(-0.005, 0.005), arm="whole set, stored"),
         Check("pattern share error", between=(-0.005, 0.005), arm="whole set, stored"),
     ),
     Claim(
-        "The two printed shares imply sizes of the pattern that agree with the 18 nodes of the "
-        "recalls, and with each other as in a stored batch, better than in a shuffled one",
+        "The two printed shares imply a pattern that can have the 18 nodes of the recalls, and "
+        "differ in the size that they imply as in a stored batch, by less than in nearly all "
+        "shuffled ones",
         OURS,
         Check("implied size, low", below=18, arm="whole set, stored"),
         Check("implied size, high", above=18, arm="whole set, stored"),
@@ -318,7 +318,7 @@ def draw_shares(run):
     arm = "whole set, stored" if run.shows("whole set, stored") else next(iter(run.arms))
     figure, axes = core.new_figure(
         run,
-        "Both shares follow from the size of the pattern",
+        "In the mean both shares are those that the size of the pattern implies",
         f"Share of neighbours on the pattern by the pattern's size, {arm}",
         columns=2,
         width=9.0,
@@ -337,9 +337,9 @@ def draw_shares(run):
         axis.axvline(18, color="black", linestyle=":", linewidth=1, label="18, by the recalls")
         axis.set(title=panel, xlabel="nodes of the pattern")
         core.legend_below(axis)
-    axes[0, 0].set_ylabel("share of neighbours there")
+    axes[0, 0].set_ylabel("share of neighbours on the pattern")
     return figure
 
 
 if __name__ == "__main__":
-    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY)
+    core.main(parser, ARMS, ABLATIONS, trial, CLAIMS, plot, COLUMNS, TINY, rows=ROWS)
