@@ -22,8 +22,7 @@ Hypothesis  The notebook plans pretraining; we read that it helps, also against 
             again, by the same links that answer a question. So it helps at 1 hop from 50 labels on;
             2 hops, which it does not teach, are helped where 1000 labels teach the second.
 Rule        12 paired seeds from 100 on. Seeds 0 to 16 were used in development; all seeds share the
-            test questions. A check holds if its 95% interval lies inside its bounds and fails if it
-            lies outside; one failed check rejects a claim.
+            test questions.
 
             Helps: higher accuracy with 50 labels, and with 200, than from scratch with the same
             labels, both with 300 and with 1300 steps. Our claims by hops are against 300 steps from

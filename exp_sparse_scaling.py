@@ -19,9 +19,7 @@ Hypothesis  The notebook predicts nothing. Ours, after one trial with another se
             An edge list moves the 64 channels of each link several times, so fused attention is
             faster where a tenth of the pairs is joined. A graph of text has some 7 links per node
             at any length, so a reader gains from links once it has many facts.
-Rule        5 seeds. A check holds if its 95% interval lies inside its bounds and fails if it lies
-            outside; one failed check rejects a claim. All numbers are per call, the reader's for
-            4 questions together.
+Rule        5 seeds. All numbers are per call, the reader's for 4 questions together.
 
             Time: in ms, median of 9 interleaved rounds, one thread; glibc is set to keep freed
             blocks (mallopt), since returning large ones slows plain attention up to 1.7 times.

@@ -36,10 +36,8 @@ Hypothesis  The journal: all 16 gates are "very very slow to train -- relu is fa
             sparse connections would speed it up. Ours: a GIN step takes a third of the time of
             GINConv along edges, a step of gating up to 1.4 and of attention up to 2.2 times a GIN
             step.
-Rule        5 seeds: other graphs, weights, wires and boards. Medians of 15 interleaved rounds;
-            4 seeds and one round for the two processes. A check holds if its 95% interval lies
-            inside its bounds and fails if it lies outside; one failed check refutes a statement or
-            rejects a claim.
+Rule        5 seeds: other graphs, weights, wires and boards. Medians of 15 interleaved rounds; 4
+            seeds and one round for the two processes.
 
             Plain form / ours and reference / ours: time over ours, above 1 if ours is faster. Base
             step: a GIN step on the same graphs, for logic gates a ReLU step. We read "slow to

@@ -16,8 +16,7 @@ Hypothesis  The notebook calls such features redundant. Ours: vectors and biases
             weights see only its own nodes.
 Rule        12 paired seeds from 100 on, 5 of them for ablations; seeds 0 to 4 were used in
             development. Arms are paired by their training questions, and all seeds share the test
-            questions. A check holds if its 95% interval lies inside its bounds and fails if it lies
-            outside; one failed check refutes the statement or rejects a claim.
+            questions.
 
             Redundant: shared weights solve 1 and 2 hops without them, in most seeds. Own weights
             cannot gain accuracy then, only steps. If shared weights fail, this refutes the
