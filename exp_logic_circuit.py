@@ -15,22 +15,23 @@ Setup       Input: the 3 x 3 cells; target: the centre's next state. A gate read
             and what we took:
             - AdamW (betas 0.9 and 0.99, decay 0.01) at 0.1, share of A at the start 0.95, 3000
               steps: our choice, so the paper's size is also tried at 0.3, 1 and 3.
-            - As published, up to 20,000 steps: 0.05 and a start nearer to A, 0.9993 (Miotti et al.
-              2025), also 128 wide and 16 deep, their width; 0.02 from the residual start 0.908
-              (Petersen et al. 2024).
+            - As published, up to 20,000 steps as at the rate 1: 0.05 and a start nearer to A,
+              0.9993 (Miotti et al. 2025), also 128 wide and 16 deep, their width; 0.02 from the
+              residual start 0.908 (Petersen et al. 2024).
             - Not tried: Adam without decay, the widths over 10,000 of Petersen et al. 2022.
 Hypothesis  The paper works: a softmax, 48 wide and 20 deep, has almost converged by step 750, finds
             an exact solution by step 1500, or after very long training. Ours: truth tables learn
             exactly what the softmax does not; the circuit keeps under 60 of 1151 gates, after the
             long walk 26 or fewer, as many as a full adder tree by hand.
-Rule        48 paired seeds, 8 for ablations; every 25 steps each network is checked. Exact: once
-            hardened it is right on all 512 neighbourhoods. More than half of the seeds (0.5) have
-            to be exact by step 1500, or by step 20000, at any of the settings. Almost converged: at
-            most 0.1 of the variance of the next state is left. "At least 15 of 16": the 95%
-            interval lies above 0.82, as that of 45 of 48 does. Every pass of the simplification is
-            checked on all 512 neighbourhoods, and the circuit on boards against convolution, for
-            100 generations, again for at least 15 of 16 seeds. "Under 60": the mean. "At most 26":
-            every seed.
+Rule        48 paired seeds, 8 for ablations; every 25 steps each network is checked. The rate 1 for
+            20,000 steps, on 24 seeds, was added after a first run, in which it was exact for 31 of
+            48 by step 3000. Exact: once hardened it is right on all 512 neighbourhoods. More than
+            half of the seeds (0.5) have to be exact by step 1500, or by step 20000, at any of the
+            settings. Almost converged: at most 0.1 of the variance of the next state is left. "At
+            least 15 of 16": the 95% interval lies above 0.82, as that of 45 of 48 does. Every pass
+            of the simplification is checked on all 512 neighbourhoods, and the circuit on boards
+            against convolution, for 100 generations, again for at least 15 of 16 seeds. "Under 60":
+            the mean. "At most 26": every seed.
 Cost        120 min on 2 cores; `--gates tables --width 128 --depth 4 --seeds 8` 1 min. To watch
             the circuit: `--play gosper-gun [--netlist FILE] [--generations 60] [--save life.gif]`
 """
@@ -53,6 +54,7 @@ import numpy as np
 import torch
 
 parser = core.make_parser(__doc__, seeds=48, ablation_seeds=8)
+parser.few_seeds = {"softmax, 48 wide, 20 deep, lr 1, 20,000 steps": 24}
 parser.add_argument(
     "--gates",
     nargs="+",
@@ -112,7 +114,7 @@ ARMS = {
 }  # fmt: skip
 PUBLISHED = {"lr": 0.05, "pass_through": 0.9993}  # Miotti et al. 2025
 LONG = {"steps": 20_000}
-ABLATIONS = {  # on the first 8 seeds
+ABLATIONS = {  # on the first 8 seeds, one on 24
     "truth tables, 128 wide, 8 deep, long walk": {
         "gates": "tables", "width": 128, "depth": 8, "patience": 1_000_000,
     },
@@ -120,6 +122,7 @@ ABLATIONS = {  # on the first 8 seeds
     "softmax, 48 wide, 20 deep, lr 3": {"lr": 3.0},
     "softmax, 128 wide, 8 deep, lr 0.3": {"width": 128, "depth": 8, "lr": 0.3},
     "softmax, 48 wide, 20 deep, as published, 20,000 steps": PUBLISHED | LONG,
+    "softmax, 48 wide, 20 deep, lr 1, 20,000 steps": {"lr": 1.0, **LONG},
     "softmax, 48 wide, 20 deep, residual start, lr 0.02, 20,000 steps": {
         "lr": 0.02, "pass_through": 0.908, **LONG,
     },
