@@ -2367,7 +2367,7 @@ def brief(measured):
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, not a page. `make_parser` sets the attributes.
 
-    A script may add few_seeds {arm of ABLATIONS: number of seeds}, fewer than ablation_seeds.
+    A script may add few_seeds {arm of ABLATIONS: number of seeds}, other than ablation_seeds.
     """
 
     common_flags = frozenset()  # names of the flags that all experiments share
