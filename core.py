@@ -3242,7 +3242,7 @@ def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **su
     axes = figure.subplots(rows, columns, squeeze=False, **subplots)
     text = title if run.is_of_record else shows
     figure.suptitle(without_math(textwrap.fill(text, int(10.5 * width))), fontsize=12)
-    figure.set_label(f"{shows}. {title}" if run.is_of_record else shows)
+    figure.set_label(shows)  # the text for who cannot see it; the title stands in the picture
     return figure, axes
 
 
