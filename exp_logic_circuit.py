@@ -315,8 +315,8 @@ def plot(run):
         "wrong": core.draw_points(
             run,
             "wrong neighbourhoods",
-            "For every seed only truth tables, 128 wide and 8 deep, and a softmax trained long at rate 1 "
-            "are exact",
+            "Truth tables, 128 wide and 8 deep, are exact for every seed, and so is a softmax "
+            "trained long at the rate 1",
             "Neighbourhoods of 512 that are wrong once hardened, the fewest of each seed",
             "wrong neighbourhoods",
         )
