@@ -380,8 +380,8 @@ def draw_heads(run):
     rows = math.ceil(len(weights) / columns)
     figure, axes = core.new_figure(
         run,
-        "One question: in each layer the head that attends to the chain (orange) most; "
-        "green: start, red: answer",
+        "The head of each layer that attends to the chain (orange) most, in one question; start "
+        "green, answer red",
         "Links with attention over 0.3 in the head of each layer that attends to the chain most, "
         "with its AUC over half of the test questions; one question, first seed; orange: chain; "
         "green: start; red: answer; links between nodes of the same type are not drawn",
@@ -457,7 +457,8 @@ def draw_node_types(run):
     names = [core.NODE_TYPES[number] for number in present]
     figure, axes = core.new_figure(
         run,
-        "Attention and flow by node types and by link type",
+        "Attention is spread over many node types; flow runs from subject to object and on to a "
+        "subject or candidate",
         "Share of all attention and flow from node type to node type, and by link type; links "
         "only, without a node's attention to itself; sums over questions, layers and heads, means "
         "over seeds",
@@ -495,7 +496,7 @@ def draw_edge_types(run):
     order = np.argsort(means["flow"])
     figure, axes = core.new_figure(
         run,
-        "Attention, flow, and accuracy lost without each edge type",
+        "Answers need the three edge types of the chain, which carry most of the flow",
         "Share of attention, share of flow from start to answer, and accuracy lost without each "
         "edge type; means over questions, layers, heads and seeds",
         columns=3,
