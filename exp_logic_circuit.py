@@ -32,7 +32,7 @@ Rule        48 paired seeds, 8 for ablations; every 25 steps each network is che
             of 45 of 48 does. Every pass of the simplification is checked on all 512 neighbourhoods,
             and the circuit on boards against convolution, for 100 generations, again for at least
             15 of 16 seeds. "Under 60": the mean. "At most 26": every seed.
-Cost        120 min on 2 cores; `--gates tables --width 128 --depth 4 --seeds 8` 1 min. To watch
+Cost        65 min on 2 cores; `--gates tables --width 128 --depth 4 --seeds 8` 1 min. To watch
             the circuit: `--play gosper-gun [--netlist FILE] [--generations 60] [--save life.gif]`
 """
 
