@@ -384,8 +384,10 @@ def across(run):
     blow_ups = {}  # {share of live cells: the part of the four runs that blow up, per seed}
     at_many = {}  # the part that does so at 8 or 9 live cells
     for alive, arms in (("0.254", JOURNAL), ("0.485", AT_0485)):
-        blow_ups[alive] = np.mean([run.values(arm, "blows up") for arm in arms], axis=0)
-        starts = [run.values(arm, "starts at 8 or 9 live cells") for arm in arms]
+        seeds = min(len(run.values(arm, "blows up")) for arm in arms)  # the first, which all have
+        blows_up = [run.values(arm, "blows up")[:seeds] for arm in arms]
+        starts = [run.values(arm, "starts at 8 or 9 live cells")[:seeds] for arm in arms]
+        blow_ups[alive] = np.mean(blows_up, axis=0)
         at_many[alive] = np.mean(starts, axis=0)
     some = blow_ups["0.254"] > 0
     common = len(blow_ups["0.485"])  # the first seeds
