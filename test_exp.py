@@ -3890,7 +3890,7 @@ def test_shares_over_blow_ups_leave_out_seeds_without_one():
     class Run:
         def values(self, arm, metric):
             blows_up = {"four gates": [1.0, 0, 1], "AND and OR": [1.0, 0, 0]}.get(arm, [0, 0, 0])
-            if arm == blowup.AT_0485[0]:
+            if arm == next(iter(blowup.AT_0485)):
                 blows_up = [0, 0, 0, 1]  # a seed that the other arms lack is left out
             if metric == "blows up":
                 return np.array(blows_up)
