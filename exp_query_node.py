@@ -477,8 +477,8 @@ def plot(run):
         "steps": core.draw_curves(
             run,
             CURVE.format("2 hops"),
-            "With the query on the start's nodes 2 hops are learned in 1000 steps, with a query node "
-            "not",
+            "In 1000 steps 2 hops are learned with the query on the start's nodes, not with a "
+            "query node",
             "Accuracy on 100 other questions of 2 hops while training, a line per seed",
             "tenth of the training",
             "accuracy",
