@@ -4163,7 +4163,8 @@ def random_attention(nodes=30, density=0.2):
     rng = np.random.default_rng(0)
     keep = torch.from_numpy(rng.random((nodes, nodes)) < density).fill_diagonal_(True)
     inputs = torch.from_numpy(rng.standard_normal((3, nodes, sparse_scaling.HEADS, 5)))
-    return [x.requires_grad_() for x in inputs], sparse_scaling.join_pairs(keep)
+    pairs = sparse_scaling.join_pairs(keep)
+    return [x.requires_grad_() for x in inputs], pairs._replace(mask=pairs.mask.double())
 
 
 def attention_by_node(query, key, value, keep):
