@@ -8,8 +8,8 @@ Setup       Questions of 1 and 2 hops on generated graphs with the query on the 
             per node type (passage, subject, object, entity, candidate); a router that chooses
             weights for each token, as that model's does, is not tested. Every arm but one has a
             vector per node type and an attention bias per head, link type and pair of node types.
-            "Node and link types unknown" has neither, so that a fact's subject cannot be told from
-            its object. Own weights per node type have the width of shared ones, or about their
+            "Node and link types unknown" has neither, so that nothing distinguishes a fact's
+            subject from its object. Own weights per node type have the width of shared ones, or about their
             number of parameters.
 Hypothesis  The notebook calls such features redundant. Ours: vectors and biases suffice, but node
             and link types have to be known. Own weights do not learn sooner, since each type's
@@ -222,8 +222,8 @@ CLAIMS = [
         Check("steps to 0.9", above=0.9, arm="own weights, equal width", over="shared weights"),
     ),
     Claim(
-        "Without node and link types, which alone tell a fact's subject from its object, accuracy "
-        "falls, at 1 hop too",
+        "Without node and link types, which alone distinguish a fact's subject from its object, "
+        "accuracy falls, at 1 hop too",
         OURS,
         Check("accuracy", below=0, arm="node and link types unknown", minus="shared weights"),
         Check(
