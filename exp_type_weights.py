@@ -9,8 +9,8 @@ Setup       Questions of 1 and 2 hops on generated graphs with the query on the 
             weights for each token, as that model's does, is not tested. Every arm but one has a
             vector per node type and an attention bias per head, link type and pair of node types.
             "Node and link types unknown" has neither, so that nothing distinguishes a fact's
-            subject from its object. Own weights per node type have the width of shared ones, or about their
-            number of parameters.
+            subject from its object. Own weights per node type have the width of shared ones, or
+            about their number of parameters.
 Hypothesis  The notebook calls such features redundant. Ours: vectors and biases suffice, but node
             and link types have to be known. Own weights do not learn sooner, since each type's
             weights see only its own nodes.
