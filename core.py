@@ -2367,7 +2367,7 @@ def brief(measured):
 class Parser(argparse.ArgumentParser):
     """argparse, but a mistake is one line, not a page. `make_parser` sets the attributes.
 
-    A script may add few_seeds {arm of ABLATIONS: number of seeds}, other than ablation_seeds.
+    A script may add few_seeds {arm: number of seeds}, other than seeds and ablation_seeds.
     """
 
     common_flags = frozenset()  # names of the flags that all experiments share
@@ -4114,7 +4114,7 @@ def conclude_run(experiment, run):
 
 
 def count_few_seeds(parser, ablations, options):
-    """{arm of ABLATIONS: number of seeds} where they have fewer than the run's."""
+    """{arm: number of seeds} where it has fewer than the run."""
     if parser.ablation_seeds is None:
         return {}
     if options.smoke:
