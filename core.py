@@ -3585,19 +3585,28 @@ def arms_csv(run):
     return csv_bytes(dict.fromkeys(itertools.chain(*rows)), rows)
 
 
+def count_verdicts(rows):
+    """The rows' verdicts, counted, in words."""
+    counts = collections.Counter(row["verdict"] for row in rows)
+    return ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) or "–"
+
+
 def appendix_table(notebook, found):
-    """Lines of one notebook's claims, in its order; found: [(row, entry)]."""
+    """Lines of one notebook's verdicts by section, in its order; found: [(row, entry)]."""
     sections = NOTEBOOKS.get(notebook, ())
 
     def place_in_notebook(item):
         first = item[0]["source"].split(",")[0].strip()
         return sections.index(first) if first in sections else len(sections)
 
-    lines = [f"## {escape_cell(notebook.capitalize())}", ""]
-    lines += ["| section | claim | verdict |", "|---|---|---|"]
+    entries = {}  # {section: {entry: its rows}}
     for row, entry in sorted(found, key=place_in_notebook):
-        verdict = f"[{row['verdict']}](#{entry})"
-        lines.append(f"| {escape_cell(row['source'])} | {escape_cell(row['claim'])} | {verdict} |")
+        entries.setdefault(row["source"], {}).setdefault(entry, []).append(row)
+    lines = [f"## {escape_cell(notebook.capitalize())}", ""]
+    lines += ["| section | verdicts |", "|---|---|"]
+    for section, rows in entries.items():
+        verdicts = [f"[{entry}](#{entry}) {count_verdicts(found)}" for entry, found in rows.items()]
+        lines.append(f"| {escape_cell(section)} | {'; '.join(verdicts)} |")
     return [*lines, ""]
 
 
@@ -3640,17 +3649,15 @@ def write_index(text, logbook):
         title = f"[{title}](#{entry['id']})"
         date = re.search(r"\d{4}-\d\d-\d\d", entry["results"])
         rows = read_claims(entry["results"], logbook)
-        counts = []
-        for ours in (False, True):
-            found = collections.Counter(
-                row["verdict"] for row in rows if (row["source"] == OURS) == ours
-            )
-            counts.append(", ".join(f"{n} {verdict}" for verdict, n in found.items()) or "–")
+        counts = [
+            count_verdicts(row for row in rows if (row["source"] == OURS) == ours)
+            for ours in (False, True)
+        ]
         index.append(f"| {title} | {counts[0]} | {counts[1]} | {date[0] if date else ''} |")
         for row in rows:
             if row["source"] != OURS:
                 claims.setdefault(row["notebook"], []).append((row, entry["id"]))
-    appendix = ["# Appendix: every statement of the notebooks", ""]
+    appendix = ["# Appendix: the notebooks' statements by section", ""]
     for notebook, found in claims.items():
         if found:
             appendix += appendix_table(notebook, found)
