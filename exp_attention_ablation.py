@@ -14,7 +14,8 @@ Setup       A pre-norm transformer of 2 layers, width 128, 4 heads, predicts the
 
             The notebook states neither model, text, positions nor schedule. We infer 46 million
             parameters, WikiText, linear positions, and the schedule of attention_confound, where
-            the cost of post_attn_norm, 1.5 to 2, is judged; here all configs take equal steps.
+            the cost of post_attn_norm, 1.5 to 2, is judged; here all configs take equal steps. Arms
+            and claims that name no positions have linear ones.
 Hypothesis  Softmax and sigmoid are the best and very similar. fro_norm costs 0.2, as does rms_norm
             for sigmoid, but not for softmax; post_attn_norm costs, too. gelu costs a bit, or
             nothing where rms_norm follows. tanh and no activation were terrible because they lacked
@@ -333,50 +334,46 @@ CLAIMS = [
         *fall_after_two_steps("no activation"),
     ),
     Claim(
-        "Softmax and sigmoid are the best: with linear positions tanh and no activation have a "
-        "higher loss than both",
+        "Softmax and sigmoid are the best: tanh and no activation have a higher loss than both",
         "ablations",
         *compare(*itertools.product(("tanh", "no activation"), BEST), above=0),
     ),
     Claim(
-        "With linear positions the losses of softmax and sigmoid attention are very similar",
+        "The losses of softmax and sigmoid are very similar",
         "ablations",
         *compare(("sigmoid", "softmax"), between=(-0.02, 0.02)),
     ),
     Claim(
-        "No qk_norm is best: with linear positions fro_norm has a higher loss for softmax and "
-        "sigmoid, rms_norm for sigmoid",
+        "No qk_norm is best: fro_norm has a higher loss for softmax and sigmoid, rms_norm for "
+        "sigmoid",
         "ablations",
         *compare(*FRO_NORM, ("sigmoid, rms_norm", "sigmoid"), above=0),
     ),
     Claim(
-        "With linear positions fro_norm costs softmax and sigmoid attention 0.02 to 0.22 nats per "
-        "byte (notebook: about 0.2 in loss value)",
+        "fro_norm costs softmax and sigmoid 0.02 to 0.22 nats per byte (notebook: about 0.2 in "
+        "loss value)",
         "ablations",
         *compare(*FRO_NORM, between=(0.02, 0.22)),
     ),
     Claim(
-        "With linear positions rms_norm costs sigmoid attention 0.02 to 0.22 nats per byte "
-        "(notebook: about 0.2 in loss value)",
+        "rms_norm costs sigmoid 0.02 to 0.22 nats per byte (notebook: about 0.2 in loss value)",
         "ablations",
         *compare(("sigmoid, rms_norm", "sigmoid"), between=(0.02, 0.22)),
     ),
     Claim(
-        "With linear positions rms_norm makes no difference for softmax attention",
+        "rms_norm makes no difference for softmax",
         "ablations",
         *compare(("softmax, rms_norm", "softmax"), between=(-0.02, 0.02)),
     ),
     Claim(
-        "No post_attn_norm is best: with it and linear positions softmax and sigmoid have a higher "
-        "loss",
+        "No post_attn_norm is best: with it softmax and sigmoid have a higher loss",
         "ablations",
         *compare(
             ("softmax, post_attn_norm", "softmax"), ("sigmoid, post_attn_norm", "sigmoid"), above=0
         ),
     ),
     Claim(
-        "With linear positions softmax attention can handle rms_norm: it makes no difference, with "
-        "or without gelu",
+        "Softmax can handle rms_norm: it makes no difference, with or without gelu",
         "ablations",
         *compare(
             ("softmax, rms_norm", "softmax"),
@@ -385,8 +382,7 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "With linear positions sigmoid attention cannot handle rms_norm: it gets a lot worse, with "
-        "or without gelu",
+        "Sigmoid cannot handle rms_norm: it gets a lot worse, with or without gelu",
         "ablations",
         *compare(
             ("sigmoid, rms_norm", "sigmoid"),
@@ -395,8 +391,7 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "Where rms_norm follows, gelu makes no real difference for softmax and sigmoid with linear "
-        "positions",
+        "Where rms_norm follows, gelu makes no real difference for softmax and sigmoid",
         "ablations",
         *compare(
             ("softmax, rms_norm, gelu", "softmax, rms_norm"),
@@ -405,14 +400,12 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "With linear positions fro_norm destroys the performance of softmax and sigmoid, with or "
-        "without gelu",
+        "fro_norm destroys the performance of softmax and sigmoid, with or without gelu",
         "ablations",
         *compare(*FRO_NORM, *FRO_NORM_AND_GELU, above=0.044),
     ),
     Claim(
-        "With linear positions and without qk_norm gelu worsens softmax and sigmoid a bit, on "
-        "average",
+        "Without qk_norm gelu worsens softmax and sigmoid a bit, on average",
         "ablations",
         Check("cost of gelu", between=(0, 0.044)),
     ),
@@ -424,8 +417,7 @@ CLAIMS = [
         ),
     ),
     Claim(
-        "With softmax fro_norm over the whole tensor has a higher loss than over the channels of a "
-        "head",
+        "With softmax fro_norm over the whole tensor has a higher loss than over a head's channels",
         OURS,
         *compare(("softmax, whole-tensor fro_norm", "softmax, fro_norm"), above=0),
     ),

@@ -3,8 +3,8 @@
 Notebook    attention notebook: ablations
 Setup       The model is as near to the one that we infer for the notebook as 2 cores allow: 8
             layers of one head, width 64, on bytes of English. Its initial weights are small:
-            normal, of deviation 0.25, in output projections 0.5 / layers, over the root of the
-            inputs. post_attn_norm is x / sqrt(mean x^2) of a head's output.
+            normal, of deviation 0.25 (in output projections 0.5 / layers) over the root of the
+            number of inputs. post_attn_norm is x / sqrt(mean x^2) of a head's output.
 
             The notebook does not state how it trained; we infer, and use, the schedule of hlb-gpt,
             a public training script. Training ends after 250 micro-batches of 1,024 bytes. The
@@ -13,10 +13,10 @@ Setup       The model is as near to the one that we infer for the notebook as 2 
             is multiplied by 1 + 0.025 (g / target - 1), with a target that falls with the steps. So
             larger gradients mean fewer steps.
 
-            We compare it with equal steps (250, one micro-batch of full windows each) and with the
-            swapped schedule, the steps of the partner with or without the norm. Single changes to
-            softmax attention go towards the inferred model (8 channels of queries and keys instead
-            of 64, an eighth of the width as there; windows from 32 bytes), sharpen the schedule
+            We compare it with equal steps (250, one micro-batch of full windows each) and with a
+            swapped schedule: a model without the norm takes the steps of its partner with it, and
+            the reverse. Single changes to softmax attention go towards the inferred model (8
+            channels of queries and keys instead of 64; windows from 32 bytes), sharpen the schedule
             (gain 0.1 instead of 0.025), or change the depth (2 layers).
 Hypothesis  post_attn_norm costs 1.5 to 2, for softmax and sigmoid. Ours: in no config is the cost
             near that, so the cause stays unknown. With equal steps the norm costs nothing. It has
@@ -303,7 +303,7 @@ CLAIMS = [
         Check("largest cost", above=0.1),
     ),
     Claim(
-        "With 250 steps on full windows post_attn_norm costs softmax attention nothing",
+        "With 250 steps on full windows post_attn_norm costs softmax nothing",
         OURS,
         Check(
             LOSS,
@@ -321,8 +321,8 @@ CLAIMS = [
         Check("steps", below=0.95, arm="sigmoid, post_attn_norm", over="sigmoid"),
     ),
     Claim(
-        "Softmax attention without post_attn_norm loses on the schedule with the norm, and "
-        "softmax attention with it gains on the schedule without the norm",
+        "Softmax without post_attn_norm loses on the schedule with it, and with post_attn_norm "
+        "gains on the schedule without it",
         OURS,
         Check(LOSS, above=0.02, arm="softmax, swapped schedule", minus="softmax"),
         Check(

@@ -1,17 +1,15 @@
 """Do attention graphs show the chain of facts that leads to the answer, and do answers need it?
 
 Notebook    question-answering notebook: visualisations
-Setup       Questions of 1, 2 and 3 hops (relations to follow) on generated graphs, as in
-            exp_query_node.py. Nodes are passages, entities, candidates and each mention of an
-            entity, as subject or object of a sentence; a mention is linked to its passage, its
-            entity, the other mention of its sentence and those of its entity. A reader of six
-            attention layers with shared weights scores the candidates; the query is added to the
-            start's nodes. A trial trains one reader for 3000 steps on new questions; everything in
-            it is measured on that reader and the same 150 test questions per number of hops.
-            "Untrained" is the same reader before its training. Terms:
+Setup       Questions of 1, 2 and 3 hops (relations to follow) on generated graphs with the nodes
+            and links of query_node: passages, entities, candidate answers, and each mention of an
+            entity as subject or object of a sentence. A reader of six attention layers with shared
+            weights scores the candidates; the query is added to the start's nodes. A trial trains
+            one reader for 3000 steps on new questions; everything is measured on that reader,
+            before ("untrained") and after, and the same 150 test questions per number of hops.
+            Terms:
             - chain: for each fact on the path, the link from subject to object mention, then to
               that entity's mention as the next fact's subject, and last to the answer's node.
-              Other links between the chain's mentions and entity nodes are ignored.
             - edge type: link type (passage, entity, coreference, sentence) with the node types of
               source and target.
             - attention of a link: mean over layers and heads.
@@ -29,9 +27,10 @@ Rule        6 paired seeds from 100 on. Seeds 0 to 4 were used in development; a
             test questions.
 
             AUC: chance that a chain link has a higher value than another link of its edge type, of
-            any question. Attention and heads show the chain above 0.7, flow above 0.9. The best of
-            24 heads (6 layers, 4 heads each) is chosen on half of the questions; its AUC, and the
-            mean's that is compared with it, are those of the other half.
+            any question. Other links between the chain's mentions and entity nodes are ignored.
+            Attention and heads show the chain above 0.7, flow above 0.9. The best of 24 heads (6
+            layers, 4 heads each) is chosen on half of the questions; its AUC, and the mean's that
+            is compared with it, are those of the other half.
 
             Rank correlation: Spearman's, over edge types, of the share of all attention, flow, even
             attention or even flow with the accuracy lost without that type's links. It has to be
@@ -42,9 +41,8 @@ Rule        6 paired seeds from 100 on. Seeds 0 to 4 were used in development; a
             a chain has. Without them the accuracy has to be over 0.2 lower than without random ones
             of the same edge types, which may include the strongest.
 
-            Accuracy: share of test questions that are answered right. Claims leave out seeds that
-            have not learned, with an accuracy below 0.8 at any number of hops: guessing without
-            the query scores 0.47 at 3 hops, and without the start 0.88.
+            Claims leave out seeds that have not learned, with an accuracy below 0.8 at any number
+            of hops: guessing without the query scores 0.47 at 3 hops, and without the start 0.88.
 Cost        13 min on 2 cores; `--hops 1 --layers 2 --steps 500 --seeds 2` 1 min
 """
 
@@ -322,21 +320,20 @@ CLAIMS = [
         Check("AUC, attention", above=0.7, **TRAINED),
     ),
     Claim(
-        "The best head of any layer shows the chain, too, but less well than the mean over layers "
-        "and heads",
+        "The best head of any layer shows the chain, too, but less well than mean attention",
         OURS,
         Check("AUC, best head", above=0.7, **TRAINED),
         Check("AUC, attention less best head", above=0, **TRAINED),
     ),
     Claim(
-        "Flow from start to answer shows the chain, better than flow under uniform attention does",
+        "Flow from start to answer shows the chain, and better than even flow",
         OURS,
         Check("AUC, flow", above=0.9, **TRAINED),
         Check("AUC, flow less even flow", above=0, **TRAINED),
     ),
     Claim(
-        "An edge type's share of attention and its share of flow correlate with the accuracy lost "
-        "when its links are cut (over 0.5), more than those of uniform attention do",
+        "An edge type's shares of attention and flow correlate with the accuracy lost without its "
+        "links (over 0.5), more than those of even attention and flow do",
         OURS,
         Check("rank correlation, attention", above=0.5, **TRAINED),
         Check("rank correlation, flow", above=0.5, **TRAINED),

@@ -1,14 +1,14 @@
 """What do an edge-bias transformer and the simple one on pairs cost, and what does sharing save?
 
 Notebook    graph notebook: 13/4
-Setup       One forward pass over one graph of n nodes, width d = 100, e = 8 features per pair, L =
-            4 layers; nothing is trained. Edge bias: a transformer on nodes with two heads; a pair's
-            features pass an edge feed-forward e, 4e, e and give a bias to each head's logit.
-            Simple: the notebook's "simple og transformer", on pairs only; each layer is an edge
-            feed-forward and a product of two heads of the pair features E: (E w1)(E w2), path
-            attention ("simple"), or (E w1)(E w2)^T, cluster attention ("cluster"). All layers share
-            one edge feed-forward (l = 1) or each has its own (l = L); with an edge bias a shared
-            one is computed once, in the simple transformer once per layer.
+Setup       One forward pass over one graph of n = 256 nodes, width d = 100, e = 8 features per pair
+            and L = 4 layers, unless an arm says otherwise. Edge bias: a transformer on nodes with
+            two heads; a pair's features pass an edge feed-forward e, 4e, e and give a bias to each
+            head's logit. Simple: the notebook's "simple og transformer" on pairs; each layer is an
+            edge feed-forward and a product of two heads of the pair features E: path attention (E
+            w1)(E w2) or cluster attention (E w1)(E w2)^T ("cluster"). All layers share one edge
+            feed-forward (l = 1) or each has its own (l = L); with an edge bias a shared one is
+            computed once, in the simple transformer once per layer.
 Hypothesis  Weights: 8e^2 per edge feed-forward, 2e per edge bias or pair of heads, 4d^2 + 8d^2 per
             layer on nodes. Operations: 8e^2 per pair, 8d^2 per node, 3nd + n^2 d in attention.
             Ours: attention takes 4nd^2 + 2n^2 d, path and cluster attention 2n^2 e + n^3. Sharing
@@ -24,9 +24,8 @@ Rule        5 paired seeds of other weights and inputs, which matter to times on
             notebook counts by orders, so that a factor of 2 is allowed (0.5 to 2), at one size at
             least. Sharing saves under 1% of the weights if at least 0.99 of them stay, and over a
             quarter of the operations if at most 0.75 stay. Times are medians of 5 rounds,
-            interleaved in one process on one thread. Time over edge bias: over that of a model of
-            the same sizes with an edge bias and own feed-forwards (in the first arm a copy of
-            itself).
+            interleaved in one process on one thread. Time over edge bias: over that of an edge bias
+            of the same sizes with own feed-forwards (for that arm itself a copy).
 Cost        3 min on 1 core; nothing else may compute meanwhile; `--nodes 64` under 1 min
 """
 
@@ -354,8 +353,8 @@ def exact(metric, *arms):
 
 CLAIMS = [
     Claim(
-        "The transformer with an edge bias has 8e^2 l + L(4d^2 + 8d^2) weights, l = 1 or L, and 2e "
-        "more per layer for the edge bias",
+        "The transformer with an edge bias has 8e^2 l + L(4d^2 + 8d^2) weights and 2e more per "
+        "layer for the edge bias",
         "13/4",
         *exact("weights missed", "edge bias", "edge bias, shared"),
         *exact("weights missed", "edge bias, 32 features", "edge bias, shared, 32 features"),
@@ -401,8 +400,8 @@ CLAIMS = [
         Check("million operations", equals=0, arm="simple, shared", minus="simple"),
     ),
     Claim(
-        "At 256 nodes the simple transformer takes fewer operations and less time than one with an "
-        "edge bias and own feed-forwards; at 1024 nodes it takes more operations",
+        "At 256 nodes the simple transformer takes fewer operations and less time than an edge "
+        "bias with own feed-forwards; at 1024 nodes more operations",
         OURS,
         Check("million operations", below=1, arm="simple", over="edge bias"),
         Check(

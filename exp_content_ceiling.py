@@ -17,8 +17,8 @@ Rule        32 paired seeds, 8 for ablations; 24 were added, since the first 8 h
             to the plateau open. Score: balanced accuracy on the training graphs; best score: its
             maximum over the epochs; start: before the first step, about 0.5 from 0.45 to 0.55;
             early score: mean of epochs 1 to 100; plateau: median of epochs 20 to 100 (of 5: the
-            last three). Symbol ceiling: best score of any function of the own symbol on these
-            graphs; ceiling: of any function of graph and own symbol, low below 0.9. Early gap:
+            last three). Symbol ceiling: highest score of any function of the own symbol on these
+            graphs; ceiling: of any function of graph and own symbol; low below 0.9. Early gap:
             plateau less symbol ceiling; shortfall: ceiling less best score; scores are equal within
             0.01. Rank of 0.61: share of a set's 100 patterns whose ceiling, on 32 graphs, is below
             0.61, a usual value from 0.025 to 0.975. Epochs to plateau: first epoch within 0.005 of

@@ -1,12 +1,12 @@
 """Why does gating oscillate: the learning rate, the norms, the masks, or the size of its sum?
 
 Notebook    graph notebook: opening, 6/3, 13/3, 15.3
-Setup       Overfit 16 PATTERN graphs that share one pattern: one batch, Adam, gradient norm clipped
-            at 5, 100 epochs of one step; four gating layers, width 100, feed-forward 200. First a
-            full factorial of what the notebook varied: learning rate (1e-4, 1e-5), norm before
-            mixing (layer, batch), norm inside the feed-forward (none, batch), and two masks:
-            whether norms see the padding, and whether unreachable pairs are masked or start at the
-            logit +1. Then single changes of the factorial's first arm, "sum".
+Setup       Overfit 16 PATTERN graphs of one pattern: one batch, Adam, gradient norm clipped at 5,
+            100 epochs; four gating layers, width 100, feed-forward 200. First a full factorial of
+            what the notebook varied: learning rate (1e-4, 1e-5), norm before mixing (layer, batch),
+            norm inside the feed-forward (none, batch), and two masks: whether norms see the
+            padding, and whether unreachable pairs are masked or start at the logit +1. Then single
+            changes of the factorial's first arm, "sum".
 Hypothesis  The learning rate has the real effect, and adding a batch norm in between helps most
             besides; or, as a later day says, it is the masking. Ours: the sum over about 50
             neighbours is nearly the same for all nodes and large. A step of Adam moves each weight
@@ -22,14 +22,14 @@ Rule        5 paired seeds. Oscillation: mean absolute change of the score (bala
             the larger absolute effect; claims take differences of these effects. A change lowers
             the oscillation if at most 0.5 of that of the unchanged arm is left, and ends it if at
             most 0.25 is left and the score is stable. Late score: mean in the last quarter of the
-            epochs; kept if less than 0.1 below that of sum / 59, lost if more. Shared part: of the
-            nodes' vectors that enter the readout before training, the square of their mean over
-            their mean square, 1 if all are equal. Degree share: part of their variance over the
-            nodes that the degree explains linearly; the degree is kept if this is above that of
-            softmax attention, lost if below that of sum / 59. Logit shift: change per epoch of the
-            nodes' mean logit difference, in standard deviations of that difference over the nodes,
-            median of the second half. Rank correlation: Spearman's, of logit shift and oscillation
-            over the eight arms of ARMS; the same order above 0.8.
+            epochs; kept if less than 0.1 below that of sum / 59, lost if more. Shared part: squared
+            mean over mean square of the nodes' vectors that enter the readout before training, 1 if
+            all are equal. Degree share: part of their variance over the nodes that the degree
+            explains linearly; the degree is kept if this is above that of softmax attention, lost
+            if below that of sum / 59. Logit shift: change per epoch of the nodes' mean logit
+            difference, in standard deviations over the nodes, median of the second half. Rank
+            correlation: Spearman's, of logit shift and oscillation over the eight arms of ARMS; the
+            same order above 0.8.
 Cost        14 min on 2 cores
 """
 

@@ -1,13 +1,12 @@
 """Which norm in which place does gating need, and is the notebook's table of eight more than noise?
 
-Notebook    graph notebook: 6/3 (norm first), 13/3 (batch norms), 15.3 (table of eight)
+Notebook    graph notebook: 6/3, 13/3, 15.3
 Setup       Four gating layers, width 100, feed-forward 200; Adam, gradient norm clipped at 5.
-            "layer/batch" is a layer norm before mixing (the sum over neighbours) and a batch norm
-            before the feed-forward; "+ inner batch" adds one inside it, before its ReLU. The
-            notebook's eight rows come from runs on all of PATTERN that were still going. Here:
-            1,600 training graphs of all 100 patterns, batches of 8, two epochs of 200 steps at
-            1e-3, scored on 200 test graphs after each. Overfit: 32 graphs that share one pattern,
-            100 epochs of one step at 1e-4, scored on the same graphs.
+            "layer/batch" is a layer norm before mixing and a batch norm before the feed-forward; "+
+            inner batch" adds one inside it, before its ReLU. The notebook's eight rows come from
+            runs on all of PATTERN that were still going. Here: 1,600 training graphs of all 100
+            patterns, batches of 8, two epochs at 1e-3, scored on 200 test graphs after each.
+            Overfit: 32 graphs of one pattern, one batch, 100 epochs at 1e-4.
 Hypothesis  Norms first are better than norms after the residuals. The eight rows stand in the
             notebook's order, from 0.835 to 0.856, and a batch norm before the feed-forward gains
             0.02 over a layer norm; a batch norm inside the feed-forward adds nothing. Ours: other

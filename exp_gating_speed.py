@@ -6,9 +6,8 @@ Setup       One training step (forward, backward, Adam) of four layers of width 
             a feed-forward as wide as GIN's MLP. Full gating adds value and output projections. GIN
             is timed by a dense product with the adjacency, as here, and along a list of edges, as
             in graph libraries; which the notebook used is not known. All take turns in one process
-            on one thread, with freed memory kept and subnormal numbers set to 0: otherwise GIN
-            along edges is slowed most and, up to three times, bare gating of some seeds. Each seed
-            draws its own graphs.
+            on one thread, with freed memory kept and subnormal numbers set to 0. Otherwise GIN
+            along edges is slowed most, and bare gating with some seeds up to three times.
 Hypothesis  A step of gating is much faster than one of GIN. Ours: against a dense GIN the bare
             layer takes about as long, since both are one dense product and two linear layers per
             layer; against an edge list it is much faster.

@@ -1,12 +1,10 @@
 """Is sigmoid gating stable when its layers are stacked, and what stabilises it?
 
 Notebook    graph notebook: opening, 6/3, 9.3, 13/3
-Setup       Overfit 32 PATTERN graphs that share one pattern, drawn anew for each seed: one batch,
-            Adam at 1e-4, gradient norm clipped at 5, 200 epochs of one step; four layers, width
-            100, feed-forward 600 (GIN: 100). Width, clipping and epochs are from the notebook's
-            code. Gating adds up a node and its neighbours, 50 on average, with a sigmoid gate per
-            hop (or by powers of the adjacency); softmax attention averages over them. Norm1 stands
-            before this mixing, norm2 before the feed-forward.
+Setup       Overfit 32 PATTERN graphs of one pattern: one batch, Adam at 1e-4, gradient norm clipped
+            at 5, 200 epochs; four layers, width 100, feed-forward 600 (GIN: 100). Width, clipping
+            and epochs are from the notebook's code. Gating adds up a node and its neighbours, 50 on
+            average, with a gate per hop (or by powers of the adjacency).
 Hypothesis  Softmax attention stays near 0.6 and is stable. Gating passes it but oscillates: one
             layer hardly, two more, four most; at a tenth of the learning rate less. Ours: what
             oscillates is the decision threshold, not the ranking of the nodes, since the sum over
@@ -18,14 +16,14 @@ Rule        5 paired seeds. Score: balanced accuracy on the training graphs; lat
             oscillation: the same for the difference of the two class recalls; stable below 0.02.
             AUC share: oscillation of the area under the ROC curve over that of the recalls; small
             below 0.1. Rise: late score minus early score, the mean of the first quarter. Logit
-            shift: change per epoch of the nodes' mean logit difference, in standard deviations of
-            that difference over the nodes, median of the second half; large above 0.1. Level and
-            unrest of grad/weight (gradient norm over weight norm): a parameter's median over the
-            steps, and its mean change per step, absolute or in decades (factors of ten), whichever
-            favours the notebook; the largest of the norms is compared with the largest of the
-            others. Rate effect minus mask effect: absolute changes of the oscillation, in decades.
-            As good as: at most 0.02 less. The division leaves at most 0.25 of the oscillation, mean
-            subtraction at most 0.5.
+            shift: change per epoch of the nodes' mean logit difference, in standard deviations over
+            the nodes, median of the second half; large above 0.1. Level and unrest of grad/weight
+            (gradient norm over weight norm): a parameter's median over the steps, and its mean
+            change per step, absolute or in decades (factors of ten), whichever favours the
+            notebook; the largest of the norms is compared with the largest of the others. Rate
+            effect minus mask effect: absolute changes of the oscillation, in decades. As good as:
+            at most 0.02 less. The division leaves at most 0.25 of the oscillation, mean subtraction
+            at most 0.5.
 Cost        35 min on 2 cores; `--layers 4 --lr 1e-5` under 4 min
 """
 

@@ -1,12 +1,11 @@
 """Does gating with gates set by hand compute GIN, and where should unreachable pairs start?
 
-Notebook    graph notebook: content attention, next actions (steps 0 to 2), 6/3
-Setup       Overfit 32 PATTERN graphs that share one pattern: one batch, Adam at 1e-4, gradient norm
-            clipped at 5, 200 epochs of one step; a single layer, as on that day, width 100,
-            feed-forward 600 (GIN: 100). The powers are [0, 1]: a node, its neighbours, and
-            unreachable pairs, whose logit is masked (-inf) or starts at a number and is learned.
-            Set by hand, every reachable pair has the logit +20 (for a ReLU gate: 1), so that its
-            gate is 1.
+Notebook    graph notebook: content attention, next actions, 6/3
+Setup       Overfit 32 PATTERN graphs of one pattern: one batch, Adam at 1e-4, gradient norm clipped
+            at 5, 200 epochs; a single layer, as in the notebook, width 100, feed-forward 600 (GIN:
+            100). The powers are [0, 1]; the logit of unreachable pairs is masked (-inf), or starts
+            at a number and is learned. Set by hand, every reachable pair has the logit +20 (for a
+            ReLU gate: 1), so that its gate is 1.
 Hypothesis  Gates set by hand are GIN's aggregation, so that the layer overfits as GIN does. Default
             initial values and ReLU gates work about as well, width 1 does not learn, the logit of
             unreachable pairs should start below 0, and gradients grow rapidly near epoch 70.

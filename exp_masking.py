@@ -1,35 +1,35 @@
 """Which masks keep padding and unreachable nodes out of attention, and what does a leak cost?
 
 Notebook    graph notebook: 6/3, 9.3, 10.3, 13/3, 15.3
-Setup       Overfit 32 PATTERN graphs that share one pattern: one batch, Adam at 1e-4, gradient norm
-            clipped at 5, 50 epochs of one step; two layers, width 100, feed-forward 600. Padding is
-            nodes without edges and labels; norms see it unless masked. A mask adds -inf, -1000, -1
-            or 0 (unmasked) to the logits of unreachable pairs, pairs with padding included, or
-            multiplies their weights by 0; fix_nans adds -inf and then replaces NaN by 0; "real
-            pairs" masks pairs with padding only. The exact mask also zeroes weights and gradients
-            of rows that keep nothing. Leaks are measured in one untrained layer on random input.
+Setup       Overfit 32 PATTERN graphs of one pattern: one batch, Adam at 1e-4, gradient norm clipped
+            at 5, 50 epochs; two layers, width 100, feed-forward 600. Padding is nodes without edges
+            and labels; norms see it unless masked. A mask adds -inf, -1000, -1 or 0 (unmasked) to
+            the logits of unreachable pairs, pairs with padding included, or multiplies their
+            weights by 0; fix_nans adds -inf and then replaces NaN by 0; "real pairs" masks pairs
+            with padding only. The exact mask also zeroes weights and gradients of rows that are
+            wholly masked. Leaks are measured in one untrained layer on random input.
 Hypothesis  Before a sigmoid -inf needs nothing else; before a softmax fix_nans is needed; -1000 may
             trouble the gradient; layer norms need no mask; what disturbs batch norms is masking.
             Ours: fix_nans leaves NaN in the gradients; -1000 troubles nothing; a layer norm takes
             each node by itself, so that its mask has no effect by arithmetic; a softmax multiplied
             by the mask shows the degree and so gains.
-Rule        10 paired seeds; exact results hold in every seed. Best score: largest balanced accuracy
-            on the training graphs, 0.5 in an epoch with logits that are not finite; the same:
-            within 0.01. That batch norms are compared with masked ones was set after an earlier
-            run. Leaks and errors are relative to the largest value; they count above 0.001. Forward
-            leak: relative change of a real node's output under noise of size 1 on padding. Backward
-            leak: relative gradient on padding of a random sum of the real outputs, NaN counted as
-            1. Unreachable leak: the forward leak from each graph's first node to nodes that it does
-            not reach, by attention alone. Batch dependence: change of the smallest graph's output
-            by attention when it is alone in the batch. Gradient error: difference from the exact
+Rule        10 paired seeds; exact results hold in every seed. Best score: largest balanced
+            accuracy, 0.5 in an epoch with logits that are not finite; the same: within 0.01. That
+            batch norms are compared with masked ones was set after an earlier run. Leaks and errors
+            are relative to the largest value; they count above 0.001. Forward leak: relative change
+            of a real node's output under noise of size 1 on padding. Backward leak: relative
+            gradient, at the padding, of a random sum of the real outputs, NaN counted as 1.
+            Unreachable leak: the forward leak from each graph's first node to nodes out of its
+            reach, by attention alone. Batch dependence: change of the smallest graph's output by
+            attention when it is alone in the batch. Gradient error: difference from the exact
             mask's gradient at the logits, NaN left out. NaN in logits: share of the real nodes'
-            logits before training; NaN in gradient: share at attention's logits. Padding mixed:
-            attention output on padding. Misplaced zeros: share of pairs with a zero weight though
-            reachable, or another weight though unreachable. Reachable outside: share of reachable
-            pairs with padding; real pairs out of reach: unreachable share of the pairs of real
-            nodes. Padding grad_output: gradient at a softmax's output in rows of padding. Zeros in
-            grad_output and grad_input: share of zeros in the gradient at its output and input, over
-            the pairs of real nodes; no zeros: below 0.001.
+            logits before training; NaN in gradient: share of NaN in the gradient at attention's
+            logits. Padding mixed: attention output on padding. Misplaced zeros: share of pairs with
+            a zero weight though reachable, or another weight though unreachable. Reachable outside:
+            share of reachable pairs with padding; real pairs out of reach: unreachable share of the
+            pairs of real nodes. Padding grad_output: gradient at a softmax's output in rows of
+            padding. Zeros in grad_output and grad_input: share of zeros in the gradient at its
+            output and input, over the pairs of real nodes; no zeros: below 0.001.
 Cost        10 min on 2 cores; `--epochs 10` under 1 min
 """
 

@@ -1,17 +1,17 @@
 """Do path and cluster attention need two weights to learn a 3-colouring, and which activation?
 
-Notebook    graph notebook: 13/4 ("simple og transformer", path attention, cluster attention)
+Notebook    graph notebook: 13/4 ("simple og transformer", path and cluster attention)
 Setup       Have two nodes of a pyramid, a triangle of the triangular lattice, the same colour, (row
             + column) mod 3? A pair's input is (P^0, P^1)[i, j], P = D^-1 A: are they one node or
             neighbours? Three layers on features E of pairs, 16 channels: a feed-forward, then path
             attention (E w1)(E w2) or cluster attention (E w1)(E w2)^T, products over the nodes; an
-            activation; the result is added to every channel. The weights w1 and w2 are vectors; the
-            notebook writes two for its simple transformer and one (w1 = w2) for path and cluster
-            attention. Activations: plain (the product over the number of nodes), ReLU (likewise),
-            softmax over a row, normalised (mean 0, variance 1 over the pyramid: the notebook's
-            Gaussian normalisation). Training is on the pyramids with 3 to 6 rows: 1500 steps of
-            Adam on all pairs, its rate falling from 3e-3 to 0. Ours: layers, channels, residual
-            sums, input and training; the notebook trains nothing.
+            activation; the result is added to every channel. The notebook writes two weight vectors
+            for its simple transformer and one (w1 = w2) for path and cluster attention.
+            Activations: plain (the product divided by the number of nodes), ReLU (likewise),
+            softmax over a row, normalised (the notebook's Gaussian: mean 0, variance 1 over the
+            pyramid). Training takes 1500 steps of Adam on all pairs of the pyramids with 3 to 6
+            rows, its rate falling from 3e-3 to 0. Layers, channels, residual sums, input and all
+            training are ours.
 Hypothesis  Two weights are needed, since one makes the relation transitive; which activation suits
             hidden layers is open. Ours: without attention all pairs beyond neighbours look alike.
             Normalised scores are best; a softmax is worse, since each of its rows adds up to one
@@ -317,14 +317,14 @@ def across(run):
 
 CLAIMS = [
     Claim(
-        "The simple transformer's layer, path attention, needs two weights: with one it scores "
-        "less on the next pyramid, in the mean over four activations",
+        "The simple transformer's path attention needs two weights: with one it scores less on the "
+        "next pyramid, in the mean over activations",
         "13/4",
         Check("two weights less one, path", above=0),
     ),
     Claim(
-        "With one weight path and cluster attention learn the trained pyramids and answer pairs of "
-        "the next one that are not neighbours",
+        "With one weight normalised path and cluster attention learn the trained pyramids and "
+        "answer pairs of the next one that are not neighbours",
         OURS,
         Check("score, trained", above=0.95, arm="path, one weight, normalised"),
         Check("score, beyond", above=0.6, arm="path, one weight, normalised"),

@@ -3,12 +3,11 @@
 Notebook    graph notebook: 6/3 (number of neighbours), 10.3 (edge types)
 Setup       Training graphs of PATTERN as its authors generate it: 32 or all 10,000, in stored order
             (100 graphs with one pattern, then 100 with the next) or shuffled, cut into batches of
-            32, the notebook's batch size. Nothing is trained. Each seed draws its own 100 patterns.
-            The notebook's table has 3,631 nodes. Its recalls of 6/3 are fractions of 3,055 and 576
-            nodes, as many together: 18 pattern nodes per graph, by arithmetic that no check tests.
-            An edge type says whether each end lies on the pattern. We read p[connect], the
-            notebook's chance that two nodes are joined, as the nodes' shares of neighbours, summed
-            over a batch and divided by its pairs; its code leaves open which pairs it counts.
+            32, the notebook's batch size. Each seed draws its own 100 patterns. The recalls of 6/3
+            are fractions of 3,055 and 576 of the table's 3,631 nodes: 18 pattern nodes per graph,
+            by arithmetic that no check tests. We read p[connect], the notebook's chance that two
+            nodes are joined, as the nodes' shares of neighbours, summed over a batch and divided by
+            its pairs; its code leaves open which pairs it counts.
 Hypothesis  A stored batch has the table's range of 24 to 82 neighbours; a node outside the pattern
             has 0.2030 of its neighbours on the pattern, a node on it 0.1584. Ours: both shares
             follow from the size of the one pattern that stored graphs share, so the notebook's are
@@ -261,15 +260,14 @@ CLAIMS = [
         *usual("pairs gap"),
     ),
     Claim(
-        "In the mean over patterns both shares are those that the size of the pattern implies",
+        "In the mean over patterns both shares are as the pattern's size implies",
         OURS,
         Check("outside share error", between=(-0.005, 0.005), arm="whole set, stored"),
         Check("pattern share error", between=(-0.005, 0.005), arm="whole set, stored"),
     ),
     Claim(
-        "The two printed shares imply a pattern that can have the 18 nodes of the recalls, and "
-        "differ in the size that they imply as in a stored batch, by less than in nearly all "
-        "shuffled ones",
+        "The two printed shares allow a pattern of 18 nodes, the number of the recalls; the sizes "
+        "that they imply differ as in a stored batch, by less than in nearly all shuffled ones",
         OURS,
         Check("implied size, low", below=18, arm="whole set, stored"),
         Check("implied size, high", above=18, arm="whole set, stored"),

@@ -5,11 +5,11 @@ Setup       A pyramid of base b is a triangle of the triangular lattice with b r
             3-colouring is (row + column) mod 3. The notebook's "edge" is the vector (P^0 .. P^r)[i,
             j] of an ordered pair of nodes, P = D^-1 A, with receptive field r and r + 1 "stacks".
             Unique: distinct vectors. Ambiguous: non-zero vectors that occur on pairs of one colour
-            and on pairs of two. Share: pairs with a non-zero vector. They are counted exactly, by
-            integers modulo random numbers, and from float32 vectors compared bit by bit, the nodes
-            numbered row by row (float32) or at random (shuffled). Bound, which no exact count can
-            exceed: the orbits of the pairs within reach under the triangle's six symmetries and the
-            exchange of two nodes of equal degree, plus one for all other pairs. Nothing is trained.
+            and on pairs of two. They are counted exactly, by integers modulo random numbers, and
+            from float32 vectors compared bit by bit, the nodes numbered row by row (float32) or at
+            random (shuffled). Bound of exact counts: the orbits of the pairs within reach under the
+            triangle's six symmetries and the exchange of a pair's nodes if their degrees are equal,
+            plus one for all other pairs.
 Hypothesis  The notebook's numbers are right. Ours: most unique counts are float32 rounding, which
             splits equal vectors, so that they can pass the bound; exact ones cannot. A vector is
             ambiguous where its only non-zero number is P^r: k steps in one direction and r - k in
@@ -327,12 +327,12 @@ CLAIMS = [
           Check("zero is ambiguous", equals=1, arm="base 5, receptive field 2")),
     Claim("With receptive field 1 bases 10, 20, 30 and 50 have 5 unique edges", "12/4",
           *checks_of_table("unique", [1])),
-    Claim("All 16 unique counts that the notebook prints for bases 10, 20, 30 and 50 with "
-          "receptive fields 2, 4, 9 and 19, from 26 to 382,368, are right", "12/4",
+    Claim("All 16 unique counts printed for bases 10, 20, 30 and 50 with receptive fields 2, 4, 9 "
+          "and 19, from 26 to 382,368, are right", "12/4",
           Check("unique counts off the table", equals=0)),
-    Claim("With receptive fields 1 and 2 no unique edge of bases 10, 20, 30 and 50 is ambiguous",
+    Claim("With receptive fields 1 and 2 no edge of bases 10, 20, 30 and 50 is ambiguous",
           "12/4", *checks_of_table("ambiguous", [1, 2])),
-    Claim("With receptive field 4 no unique edge of bases 10, 20, 30 and 50 is ambiguous",
+    Claim("With receptive field 4 no edge of bases 10, 20, 30 and 50 is ambiguous",
           "12/4", *checks_of_table("ambiguous", [4])),
     Claim("With receptive field 9 bases 10 and 20 have no ambiguous edge, bases 30 and 50 one",
           "12/4", *checks_of_table("ambiguous", [9])),
@@ -342,23 +342,23 @@ CLAIMS = [
           "12/4", Check("largest error of a share", below=1e-15)),
     Claim("The four printed vectors are those of the named pairs of base 10", "12/4",
           Check("printed vectors wrong", equals=0, arm="base 10, receptive field 4")),
-    Claim("The dumps 00078 to 00080 hold a vector that only pairs of one colour have in base 10, "
-          "one that only pairs of two colours have, and their squared distance", "12/4",
+    Claim("The dumps 00078 to 00080 hold a vector that in base 10 only pairs of one colour have, "
+          "one that only pairs of two have, and their squared distance", "12/4",
           Check("error of the dumped vectors", below=1e-8, arm="base 10, receptive field 4"),
           Check("relative error of the distances", below=1e-6, arm="base 10, receptive field 4")),
-    Claim("The notebook counts more vectors than symmetry allows in base 10 with receptive fields "
-          "9 and 19 and in base 20 with 19; no exact count does, by either modulus", OURS,
+    Claim("The notebook's counts exceed the bound in base 10 with receptive fields 9 and 19 and in "
+          "base 20 with 19; no exact count does, by either modulus", OURS,
           Check("notebook - bound", above=0, arm="base 10, receptive field 9"),
           Check("notebook - bound", above=0, arm="base 10, receptive field 19"),
           Check("notebook - bound", above=0, arm="base 20, receptive field 19"),
           Check("arms over the bound", equals=0),
           Check("arms whose moduli disagree", equals=0)),
-    Claim("Shuffling the nodes adds more than a tenth to the float32 count of base 50 with "
-          "receptive field 19", OURS,
+    Claim("Shuffling adds over a tenth to the float32 count of base 50 with receptive field 19",
+          OURS,
           Check("shuffled / float32", above=1.1, arm="base 50, receptive field 19")),
-    Claim("Equal path counts predict the ambiguous vectors of bases 1, 2 and 4 to 12 with "
+    Claim("Equal path probabilities predict the ambiguous vectors of bases 1, 2 and 4 to 12 with "
           "receptive fields 0 to 9 and of the larger pyramids counted; base 3 has one more with "
-          "each of 2 to 9", OURS,
+          "receptive fields 2 to 9", OURS,
           Check("arms off the prediction", equals=0),
           Check("fewest not predicted", equals=1),
           Check("most not predicted", equals=1)),

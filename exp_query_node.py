@@ -13,10 +13,10 @@ Setup       Generated questions on graphs: 8 entities, 16 facts (subject, relati
             - query and context nodes: in addition a context node per passage, joined to all other
               nodes: our reading of "one for each context-aware query sequence". It starts as the
               mean of the query's words after two more attention layers over the words of query and
-              passage, in order, so that this arm is also deeper.
-            - start: the query's vector, a linear map of its words, is added to the start's nodes,
-              which are its entity node and all its mentions; there is no query node.
-            - all nodes: the query's vector is added to every node; there is no query node.
+              passage, in order, which also makes this arm deeper.
+            - start: the query's vector, a linear map of its words, is added to the start's nodes
+              (its entity node and all its mentions), without a query node.
+            - all nodes: this vector is added to every node instead.
             Ablations:
             - no query.
             - query node, start marked: one learned vector is added to the start's nodes.
@@ -435,18 +435,18 @@ def solved(hops, **bounds):
 
 CLAIMS = [
     Claim(
-        "After 1000 steps a query node joined to all other nodes is better than no query",
+        "After 1000 steps a query node is better than no query",
         OURS,
         Check("accuracy", above=0, arm="query node", minus="no query"),
     ),
     Claim(
-        "After 1000 steps query and context nodes together are better than the query node alone",
+        "After 1000 steps query and context nodes are better than the query node alone",
         OURS,
         Check("accuracy", above=0, arm="query and context nodes", minus="query node"),
     ),
     Claim(
         "After 1000 steps most seeds solve 1 and 2 hops with the query on the start's nodes, and "
-        "more of them solve 2 hops there than with the query at any other place",
+        "more solve 2 hops than with the query anywhere else",
         OURS,
         solved("1 hop", above=0.5, arm="start"),
         solved("2 hops", above=0.5, arm="start"),
@@ -455,8 +455,8 @@ CLAIMS = [
         solved("2 hops", above=0, arm="start", minus="all nodes"),
     ),
     Claim(
-        "After 1000 steps a query node solves 1 and 2 hops in most seeds if the start is marked, "
-        "and 2 hops in more of them than without the mark",
+        "After 1000 steps a query node with the start marked solves 1 and 2 hops in most seeds, "
+        "and 2 hops in more than without the mark",
         OURS,
         solved("1 hop", above=0.5, arm="query node, start marked"),
         solved("2 hops", above=0.5, arm="query node, start marked"),

@@ -1,11 +1,10 @@
 """Does a larger receptive field help gating and attention, and what must go with it?
 
-Notebook    graph notebook: 13/3 (receptive field 8), 14.3, 15.3
-Setup       Overfit 16 PATTERN graphs that share one pattern: one batch, Adam at 1e-4, gradient norm
-            clipped at 5, 100 epochs of one step; four layers, width 100, feed-forward 200. The
-            receptive field [0..r] lists the powers of P = D^-1 A by which a pair of nodes is known:
-            by hop (the smallest power that is not zero) or by the entries of the powers. The batch
-            norm of an arm stands inside the feed-forward. For the whole of PATTERN see
+Notebook    graph notebook: 13/3, 14.3, 15.3
+Setup       Overfit 16 PATTERN graphs of one pattern: one batch, Adam at 1e-4, gradient norm clipped
+            at 5, 100 epochs; four layers, width 100, feed-forward 200. The receptive field [0..r]
+            lists the powers of P = D^-1 A by which a pair of nodes is known, by hop unless the arm
+            says "by powers". Batch norms stand inside the feed-forward. For all of PATTERN see
             exp_pattern_benchmark.
 Hypothesis  Batch norm inside the feed-forward may help gating with a larger field. Ours: PATTERN
             graphs have diameter 2, so hops beyond 2 are empty. The rows of the second and higher

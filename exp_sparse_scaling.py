@@ -2,18 +2,16 @@
 
 Notebook    question-answering notebook: visualisations
 Setup       The notebook plans to graph memory, FLOPs and runtime against sequence length and
-            sparsity. Attention alone, forward and backward, on random graphs of N nodes and E links
-            (self-links included), width D = 64 in 4 heads. Four implementations of one function, in
-            torch alone:
+            sparsity. Four implementations of one attention, in torch alone, forward and backward on
+            random graphs of N nodes and E links (self-links included), width D = 64 in 4 heads:
             - fused: torch's scaled_dot_product_attention with a mask.
             - plain: masked logits of all pairs.
             - edge list: rows are gathered, multiplied and added up for each link.
-            - CSR: logits by sampled_addmm, sums by embedding_bag, one head after another; torch's
-              gradient of a product with a CSR matrix would go through a dense one.
-            The whole question reader is timed, too: forward and backward of six layers with shared
+            - CSR: logits by sampled_addmm, sums by embedding_bag, one head after another.
+            The question reader is timed, too: forward and backward of six layers with shared
             weights on 4 generated questions of 2 hops, with half as many entities and passages as
-            facts. Fused attention is missing there: on a CPU it gives no gradient to the learned
-            bias of the links.
+            facts. Fused attention is missing there, as on a CPU it gives the links' learned bias no
+            gradient.
 Hypothesis  The notebook predicts nothing. Ours, after one trial with another seed: fused attention
             grows with the square of the length, attention along links with the number of links.
             An edge list moves the 64 channels of each link several times, so fused attention is
@@ -38,7 +36,8 @@ Rule        5 seeds. All numbers are per call, the reader's for 4 questions toge
             Tokens: nodes; for the reader, the words of one question's passages.
 
             These bounds, and the sizes that the claims compare, were chosen after that one trial,
-            on the same kind of machine.
+            on the same kind of machine. CSR uses sampled_addmm and embedding_bag, since torch's
+            gradient of a product with a CSR matrix would go through a dense one.
 Cost        5 min on 1 core; nothing else may compute meanwhile
 """
 

@@ -1,43 +1,42 @@
 """How fast are the shared parts, each against a plain form and a reference implementation?
 
 Notebook    logic journal: trainable gates, 48 x 20; else ours
-Setup       Implementations of one operation take turns in one process on one thread (the two
-            processes below have one each), with subnormal numbers set to 0 and freed memory kept,
-            without which some of them would be slower. That they compute the same is asserted
-            first, except for TransformerConv and LogicDense. A step is forward, backward, clipping
-            and Adam; for logic gates forward, backward and SGD. Graphs: four layers of width 100 on
-            one batch of 32 PATTERN graphs, attention on 16 graphs, since TransformerConv needs
-            50 MB per graph; feed-forwards are as wide as GIN's. References are timed where
-            torch_geometric and torchlogix are installed. Operation: ours; plain form; reference:
+Setup       Implementations of one operation take turns in one process on one thread (of two
+            processes each has one), with subnormal numbers set to 0 and freed memory kept. All but
+            TransformerConv and LogicDense are asserted to compute the same. A step is forward,
+            backward, clipping and Adam; for logic gates forward, backward and SGD. Graphs: four
+            layers of width 100 on one batch of 32 PATTERN graphs, attention on 16; feed-forwards
+            are as wide as GIN's. Operation: ours; plain form; reference (where there are any):
             - GIN step and sum over neighbours: a dense product with the adjacency; none; GINConv of
               torch_geometric, along a list of edges or a sparse matrix (CSR).
-            - gating step: packed nodes, one weight per hop; padded nodes, one logit per pair; none.
-            - bare gating step: gating without projections; none; none. exp_gating_speed.py judges
-              both against GIN for the notebook.
-            - attention over 5 powers, step: packed nodes, logits from the powers of the transition
-              matrix, computed before, 4 heads; padded nodes; TransformerConv of torch_geometric
+            - gating step: packed nodes, one weight per hop; padded nodes, one logit per pair.
+            - bare gating step: gating without projections. exp_gating_speed.py judges both gating
+              steps against GIN.
+            - attention over 5 powers, step: packed nodes, logits from precomputed powers of the
+              transition matrix, 4 heads; padded nodes; TransformerConv of torch_geometric
               (attention by content along edges, another function).
-            - powers of the transition matrix: one from the other; torch.linalg.matrix_power; none.
-            - GIN step with gradient log: a GIN step that records all gradients; none; none.
+            - powers of the transition matrix: each from the one before; torch.linalg.matrix_power.
+            - GIN step with gradient log: a GIN step that records all gradients.
             - causal attention, sequences x tokens, forward and backward, with a fixed position
               bias: softmax of masked logits; none; torch's fused attention.
             - logic layer, forward and backward: a softmax over 16 gates by four coefficients, since
               any sum of the 16 is c0 + c1 a + c2 b + c3 ab; the 16 gates one by one; torchlogix's
-              LogicDense of 16 gates, with random wires of its own.
+              LogicDense, with random wires of its own.
             - sparse connections: a logic layer whose two inputs per unit are looked up; a dense
-              product with rows of the identity, as in the journal; none.
+              product with rows of the identity, as in the journal.
             - all 16 gates, step: the journal's [9, 512, 512, 1], batch 1024, gates one by one. Its
               JAX may have fused them; torch stores each.
-            - packed Life: exp_logic_circuit.py's smallest circuit on words of 64 cells, packed
-              before; rolled bytes; SciPy's convolution. All on a board of 512 x 512.
-            - two trials: two processes; one process; two under torchrun. They are GIN trials of
-              exp_gin_vs_gating.py of 30 s or more each, start-up counted.
+            - packed Life, 512 x 512: exp_logic_circuit.py's smallest circuit on words of 64 cells,
+              packed before; rolled bytes; SciPy's convolution.
+            - two trials (GIN of exp_gin_vs_gating.py, 30 s or more each, with start-up): two
+              processes; one process; two under torchrun.
 Hypothesis  The journal: all 16 gates are "very very slow to train -- relu is fast"; optimised
             sparse connections would speed it up. Ours: a GIN step takes a third of the time of
             GINConv along edges, a step of gating up to 1.4 and of attention up to 2.2 times a GIN
             step.
-Rule        5 seeds: other graphs, weights, wires and boards. Medians of 15 interleaved rounds; 4
-            seeds and one round for the two processes.
+Rule        5 seeds: other graphs, weights, wires and boards. Attention takes 16 graphs, since
+            TransformerConv needs 50 MB per graph. Medians of 15 interleaved rounds; 4 seeds and one
+            round for the two processes.
 
             Plain form / ours and reference / ours: time over ours, above 1 if ours is faster. Base
             step: a GIN step on the same graphs, for logic gates a ReLU step. We read "slow to

@@ -2,15 +2,14 @@
 
 Notebook    question-answering notebook: clean-up
 Setup       Questions of 1 and 2 hops on generated graphs with the query on the start's nodes and
-            four layers, as in exp_query_node.py. Its arm "start" is our arm "shared weights",
-            trained again from the same seeds: the two are not independent evidence. The notebook
-            wants to remove "redundant features like Switch transformer". We read this as weights
-            per node type (passage, subject, object, entity, candidate); a router that chooses
-            weights for each token, as that model's does, is not tested. Every arm but one has a
-            vector per node type and an attention bias per head, link type and pair of node types.
-            "Node and link types unknown" has neither, so that nothing distinguishes a fact's
-            subject from its object. Own weights per node type have the width of shared ones, or
-            about their number of parameters.
+            four layers, as in query_node. Its arm "start", trained again from the same seeds, is
+            our "shared weights": the two are not independent evidence. The notebook wants to remove
+            "redundant features like Switch transformer". We read this as weights per node type
+            (passage, subject, object, entity, candidate), not as that model's router, which chooses
+            weights for each token. Every arm but one has a vector per node type and an attention
+            bias per head, link type and pair of node types. "Node and link types unknown" has
+            neither, so that nothing distinguishes a fact's subject from its object. Own weights per
+            node type have the width of shared ones, or about their number of parameters.
 Hypothesis  The notebook calls such features redundant. Ours: vectors and biases suffice, but node
             and link types have to be known. Own weights do not learn sooner, since each type's
             weights see only its own nodes.
@@ -24,7 +23,7 @@ Rule        12 paired seeds from 100 on, 5 of them for ablations; seeds 0 to 4 w
 
             Accuracy: on 500 new questions of each number of hops, and their mean. Solved: share of
             seeds with an accuracy of at least 0.95 on a number of hops; a seed solves nearly all or
-            nothing, so these shares are judged. Parameters: those that are trained.
+            nothing, so these shares are judged.
 
             Steps to 0.9: the first of 20 evaluations, each on 100 other questions of 2 hops, that
             is over 0.9; 1000 if none is. The ratio is a lower bound if only own weights never get
@@ -213,8 +212,8 @@ CLAIMS = [
         Check("solved, 2 hops", above=0.5, rate=True, arm="shared weights"),
     ),
     Claim(
-        "At the shared weights' learning rate, own weights per node type need over 0.9 of their "
-        "steps to learn 2 hops, both at equal width and at equal parameters",
+        "At the learning rate of shared weights, own weights need over 0.9 of their steps to learn "
+        "2 hops, at equal width and at equal parameters",
         OURS,
         Check(
             "steps to 0.9", above=0.9, arm="own weights, equal parameters", over="shared weights"
@@ -222,8 +221,7 @@ CLAIMS = [
         Check("steps to 0.9", above=0.9, arm="own weights, equal width", over="shared weights"),
     ),
     Claim(
-        "Without node and link types, which alone distinguish a fact's subject from its object, "
-        "accuracy falls, at 1 hop too",
+        "Without node and link types accuracy falls, at 1 hop too",
         OURS,
         Check("accuracy", below=0, arm="node and link types unknown", minus="shared weights"),
         Check(
