@@ -4008,11 +4008,12 @@ def results_text(experiment, run, outcome, links):
     """The part of an entry that the script writes; links: {file: (target, alt text or None)}."""
     doc = read_doc(experiment.script)
     processor = escape_cell(processor_name().replace("(R)", ""))
+    minutes = round(run.cpu_seconds / 60)
     facts = [
         f"`{shown_command(experiment.script, experiment.argv)}`",
         str(datetime.date.today()),
         seeds_words(run),
-        f"{run.cpu_seconds / 60:.0f} CPU-min",
+        f"{minutes if minutes >= 1 else 'under 1'} CPU-min",
         f"commit {read_commit()}",
         f"{processor}, torch {torch.__version__.partition('+')[0]}",
     ]
@@ -4115,7 +4116,8 @@ def conclude_run(experiment, run):
     say(f"\n{outcome.table}\n")
     for claim, verdict, measured in judged:
         say(f"{verdict}: {claim.text} [{claim.source}; {brief(measured)}]")
-    for line in (not_judged, written, f"\n{outcome.sentence}"):
+    sentence = "" if options.smoke else f"\n{outcome.sentence}"
+    for line in (not_judged, written, sentence):
         if line:
             say(line)
 
@@ -4219,5 +4221,5 @@ def main(
 if __name__ == "__main__":
     with one_line_errors("core.py"):
         if sys.argv[1:] != ["status"]:
-            raise UsageError("give the word status, for what entries are missing or old")
+            raise UsageError("`python core.py status` lists entries that are missing or old")
         status()

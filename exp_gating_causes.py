@@ -6,7 +6,8 @@ Setup       Overfit 16 PATTERN graphs of one pattern: one batch, Adam, gradient 
             what the notebook varied: learning rate (1e-4, 1e-5), norm before mixing (layer, batch),
             norm inside the feed-forward (none, batch), and two masks: whether norms see the
             padding, and whether unreachable pairs are masked or start at the logit +1. Then single
-            changes of the factorial's first arm, "sum".
+            changes of the factorial's first arm, "sum"; 59 is about the number of terms in it. The
+            bare layer has no value and output projections.
 Hypothesis  The learning rate has the real effect, and adding a batch norm in between helps most
             besides; or, as a later day says, it is the masking. Ours: the sum over about 50
             neighbours is nearly the same for all nodes and large. A step of Adam moves each weight
