@@ -116,7 +116,7 @@ def print_to(file, text):
     """Print; a closed or full file, or a letter that it cannot encode, is no failure."""
     if file is None:
         return
-    with contextlib.suppress(AttributeError, ValueError):
+    with contextlib.suppress(AttributeError, ValueError, OSError):
         file.reconfigure(errors="replace")
     try:
         print(text, file=file, flush=True)
@@ -2473,7 +2473,8 @@ def make_parser(doc, seeds, ablation_seeds=None):
     common.add_argument("--smoke", action="store_true", help="tiny sizes, nothing is written")
     common.add_argument("--fresh", action="store_true", help="run finished trials again")
     common.add_argument("--no-log", action="store_true", help="no entry, no figures")
-    common.add_argument("--note", help="conclusion of the entry")
+    note = number_type(str, str.strip, "a conclusion")
+    common.add_argument("--note", type=note, help="conclusion of the entry")
     places = {
         "logbook.md": "file that gets the entry",
         "plots": "folder that gets figures and numbers",
@@ -2494,6 +2495,10 @@ def parse(parser, argv):
             parser.error(f"argument {word!a} is not valid UTF-8; write it in UTF-8")
     defaults = vars(parser.parse_args([]))
     base = {key: value[0] for key, value in defaults.items() if key not in parser.common_flags}
+    words = [word.partition("=")[0] for word in argv]
+    for flag in ("--arms", *map(flag_name, base)):
+        if words.count(flag) > 1:  # argparse would drop the values of the first
+            parser.error(f"argument {flag}: given twice; put all its values after one")
     options = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(base)))
     given = {key: getattr(options, key) for key in base if getattr(options, key) is not None}
     return options, base, given
@@ -3006,7 +3011,8 @@ class Group:
         while not self.store.check(["complete"]):
             time.sleep(0.2)
         self.store.add("left", 1)
-        while self.rank == 0 and self.store.add("left", 0) < self.world:
+        end = time.monotonic() + SILENCE_SECONDS  # a rank may die once its last record is sent
+        while self.rank == 0 and self.store.add("left", 0) < self.world and time.monotonic() < end:
             time.sleep(0.05)
 
     def send(self, i, unit):
@@ -3556,13 +3562,13 @@ def shown_command(script, argv):
 def relative_link(path, logbook):
     """A Markdown link target from the logbook to a file, whatever letters its folders have."""
     folder = os.path.dirname(os.path.realpath(logbook))
-    return urllib.parse.quote(os.path.relpath(os.path.realpath(path), folder))
+    return urllib.parse.quote(os.fsencode(os.path.relpath(os.path.realpath(path), folder)))
 
 
 def file_of_link(text, logbook):
     """The file that a link of the logbook leads to."""
     folder = os.path.dirname(os.path.realpath(logbook))
-    name = urllib.parse.unquote(text).replace("\0", "")  # no file's name holds it
+    name = os.fsdecode(urllib.parse.unquote_to_bytes(text)).replace("\0", "")  # in no file's name
     return Path(os.path.realpath(os.path.join(folder, name)))
 
 
@@ -3861,7 +3867,7 @@ def check_places(options, name):
             ("--logbook", Path(os.path.realpath(options.logbook)).parent),
         ]
     for flag, folder in places:
-        probe = folder / f".writable.{os.getpid()}"
+        probe = folder / f".writable.{os.getpid()}.tmp"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.touch()
@@ -3910,7 +3916,7 @@ def collect(units, seeds, tables):
     for unit in units:
         records = unit_results(unit)
         if records is None:
-            raise StoppedRunError(f"{unit.arm}: its record has vanished")
+            raise StoppedRunError(f"{unit.arm}: its record is gone; does another run use --fresh?")
         arms[unit.arm] = unit.settings
         results.setdefault(unit.arm, []).extend(result for result, _ in records)
         cpu_seconds += sum(meta["seconds"] for _, meta in records)

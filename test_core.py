@@ -2999,6 +2999,9 @@ GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MAS
         (["--see", "3"], "--see"),
         (["stray"], "stray"),
         (["--note", "caf\udce9"], "UTF-8"),
+        (["--note", " "], "--note"),
+        (["--rate", "1", "--rate", "2"], "--rate: given twice"),
+        (["--arms", "plain", "--arms=double"], "--arms: given twice"),
         (["--device", "tpu"], "--device"),
         (["--text", "/nonexistent"], "--text"),
         (["--text", "/dev/null"], "--text"),
@@ -3411,6 +3414,13 @@ def test_a_stack_of_seeds_is_one_unit(lab):
 
 
 # --- processes
+
+
+def test_the_first_rank_ends_if_another_dies_after_its_last_record(monkeypatch):
+    monkeypatch.setattr(core, "SILENCE_SECONDS", 0.2)
+    store = torch.distributed.HashStore()
+    core.Group(store, rank=0, world=2).leave_together()
+    assert store.check(["complete"]) and store.add("left", 0) == 1
 
 
 def test_serial_pool_and_torchrun_give_the_same_bits(lab):
@@ -3851,6 +3861,15 @@ def test_byte_order_mark_line_ends_link_and_mode_survive(lab):
     assert "1 reproduced, 1 refuted" in text[: text.index("<!-- /index -->")]
     lab.run()
     assert real.read_bytes() == content
+
+
+def test_a_link_leads_through_a_folder_that_is_not_utf8(tmp_path):
+    file = tmp_path / os.fsdecode(b"gr\xfcn") / "x.csv"
+    file.parent.mkdir()
+    file.touch()
+    link = core.relative_link(file, tmp_path / "log.md")
+    assert link.isascii()
+    assert core.file_of_link(link, tmp_path / "log.md") == Path(os.path.realpath(file))
 
 
 @pytest.mark.parametrize("name", ["my plots", "gräph", "a|b", "a$b$c_d", "(x) [y]", "50%25"])
