@@ -387,7 +387,7 @@ def plot(run):
     return {
         "length": draw_sweep(
             run,
-            "Time, memory and FLOPs of attention against the number of nodes",
+            "With 8 links per node an edge list is faster than fused attention from 1024 nodes on",
             "Attention on random graphs, 8 links per node",
             "nodes",
             [
@@ -399,7 +399,7 @@ def plot(run):
         ),
         "density": draw_sweep(
             run,
-            "Time, memory and FLOPs of attention against the share of joined pairs",
+            "Where a tenth of the pairs is joined, fused attention is fastest",
             "Attention on random graphs of 1024 nodes",
             "share of joined pairs",
             [
@@ -410,7 +410,7 @@ def plot(run):
         ),
         "reader": draw_sweep(
             run,
-            "Time, memory and FLOPs of the question reader against the number of tokens",
+            "The question reader gains time and memory by an edge list at 256 facts, not at 16",
             "The question reader on 4 questions of 16, 64 and 256 facts",
             "tokens",
             ["reader, 16 facts", "reader, 64 facts", "reader, 256 facts"],
