@@ -2020,6 +2020,13 @@ def keep_freed_blocks():
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def release_freed_blocks():
+    """Give back to the system what glibc keeps, so that the memory of trials does not add up."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def interleaved_medians(steps, rounds, device="cpu"):
     """Median seconds per call of each function in {name: function}: {name: seconds}.
 
@@ -2880,6 +2887,7 @@ def run_unit(task, unit):
             raise
         raise UsageError(f"{unit.arm}: not enough memory; give smaller sizes") from None
     seconds = (time.process_time() - started) / len(unit.seeds)
+    release_freed_blocks()
     for seed, path, result in zip(unit.seeds, unit.paths, results, strict=True):
         meta = {
             "key": path.stem,

@@ -2006,6 +2006,24 @@ def interrupt(model, calls):
     model.register_forward_pre_hook(hook)
 
 
+KEPT_AND_RELEASED = """
+import core, torch
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+core.keep_freed_blocks()
+torch.ones(2**26)
+kept = resident()
+core.release_freed_blocks()
+print(kept - resident())
+"""
+
+
+def test_kept_memory_is_released():
+    command = [sys.executable, "-c", KEPT_AND_RELEASED]
+    done = subprocess.run(command, cwd=core.REPOSITORY, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0.9 * 4 * 2**26  # bytes
+
+
 def test_interleaved_functions_take_turns_and_the_median_is_theirs(monkeypatch):
     clock = iter(range(0, 10_000))
     monkeypatch.setattr(core.time, "perf_counter", lambda: next(clock))
