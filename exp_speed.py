@@ -50,8 +50,8 @@ Rule        5 seeds: other graphs, weights, wires and boards. Attention takes 16
             were chosen knowing an earlier measurement on another machine, which had 3.25, 1.76,
             1.38, 2.23 and 1.01 for the graphs and 1.71 for the processes; exp_gating_speed.py has
             since measured 1.45 for gating here.
-Cost        34 min on 2 cores, 1.4 GB; nothing else may compute meanwhile. Install the references first
-            (pip install --no-deps -r requirements-peers.txt), or repeat with --fresh.
+Cost        34 min on 2 cores, 1.4 GB; nothing else may compute meanwhile. Install the references
+            first (pip install --no-deps -r requirements-peers.txt), or repeat with --fresh.
 """
 
 import copy
