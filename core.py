@@ -2254,7 +2254,7 @@ class Check:
         text = format_number(found.estimate)
         if not math.isfinite(found.high - found.low):
             return text
-        if self.minus is not None or self.over is not None or self.rate:
+        if self.over is not None or self.rate:  # not symmetric
             return f"{text} [{format_number(found.low)}, {format_number(found.high)}]"
         half = format_half_width(found)
         return f"{text} ± {half}" if half else text
@@ -4053,7 +4053,7 @@ def results_text(experiment, run, outcome, links):
     names = {"arms.csv": "all arms and seeds", "claims.csv": "all claims"}
     data = [f"[{names.get(n, n)}]({path})" for n, (path, alt) in links.items() if alt is None]
     rule = relative_link(experiment.script, experiment.options.logbook)
-    data.append(f"[the verdicts' rule]({rule})")
+    data.append(f"[rule]({rule})")
     parts.append(f"**Data.** {', '.join(data)}.")
     return "\n\n".join(parts)
 
