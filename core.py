@@ -4015,7 +4015,7 @@ def seeds_words(run):
     if not fewer:
         return words
     numbers = " or ".join(str(number) for number in sorted(fewer, reverse=True))
-    return f"{words}, {numbers} for ablations"
+    return f"{words}, {numbers} in some arms"
 
 
 def results_text(experiment, run, outcome, links):

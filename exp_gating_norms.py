@@ -309,7 +309,7 @@ def draw_table(run):
         return None
     figure, axes = core.new_figure(
         run,
-        "Our means do not follow the notebook's order of the eight combinations of norms",
+        "The eight combinations of norms: ours beside the notebook's",
         "Best score of the eight combinations, in the notebook's order",
         height=0.4 * len(rows) + 1.5,
     )

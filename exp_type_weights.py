@@ -237,7 +237,7 @@ def plot(run):
         "accuracy": core.draw_points(
             run,
             "accuracy",
-            "Shared weights answer all questions if node and link types are known",
+            "Shared weights solve 1 and 2 hops if node and link types are known",
             "Mean accuracy on new questions of 1 and 2 hops, a dot per seed",
             "accuracy",
         ),

@@ -3271,7 +3271,7 @@ def test_ablations_may_have_fewer_seeds(lab, capsys):
     seeds = {arm: [row["seed"] for row in rows if row["arm"] == arm] for arm in ("plain", "double")}
     assert seeds == {"plain": ["0", "1", "2"], "double": ["0", "1", "2"]}
     assert [row["seed"] for row in rows if row["arm"] == HOSTILE_ARM] == ["0", "1"]
-    assert "3 paired seeds, 2 for ablations" in lab.log.read_text(encoding="utf-8")
+    assert "3 paired seeds, 2 in some arms" in lab.log.read_text(encoding="utf-8")
     assert "8 trials" in capsys.readouterr().err
 
 
@@ -3280,7 +3280,7 @@ def test_an_ablation_may_have_fewer_seeds_than_others(lab, capsys):
     toy.parser.ablation_seeds = 2
     toy.parser.few_seeds = {HOSTILE_ARM: 1}
     lab.run(toy=toy, across=lambda run: {"total": np.array([1000.0])})
-    assert "3 paired seeds, 1 for ablations" in lab.log.read_text(encoding="utf-8")
+    assert "3 paired seeds, 1 in some arms" in lab.log.read_text(encoding="utf-8")
     assert "7 trials" in capsys.readouterr().err
 
 
