@@ -387,7 +387,7 @@ def plot(run):
     return {
         "length": draw_sweep(
             run,
-            "With 8 links per node an edge list is faster than fused attention at 1024 to 4096 nodes",
+            "With 8 links per node an edge list is faster than fused at 1024 to 4096 nodes",
             "Attention on random graphs, 8 links per node",
             "nodes",
             [
