@@ -4,7 +4,8 @@ Notebook    graph notebook: opening, 6/3, 9.3, 13/3
 Setup       Overfit 32 PATTERN graphs of one pattern: one batch, Adam at 1e-4, gradient norm clipped
             at 5, 200 epochs; four layers, width 100, feed-forward 600 (GIN: 100). Width, clipping
             and epochs are from the notebook's code. Gating adds up a node and its neighbours, 50 on
-            average, with a gate per hop (or by powers of the adjacency).
+            average, with a gate per hop (or by powers of the adjacency). Norm1 stands before
+            mixing, norm2 before the feed-forward.
 Hypothesis  Softmax attention stays near 0.6 and is stable. Gating passes it but oscillates: one
             layer hardly, two more, four most; at a tenth of the learning rate less. Ours: what
             oscillates is the decision threshold, not the ranking of the nodes, since the sum over

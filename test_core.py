@@ -2007,9 +2007,9 @@ def interrupt(model, calls):
 
 
 KEPT_AND_RELEASED = """
-import core, torch
+import core, os, torch
 def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 core.keep_freed_blocks()
 torch.ones(2**26)
 kept = resident()
