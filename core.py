@@ -2149,7 +2149,7 @@ class Check:
     """One number that a claim predicts.
 
     `metric` of the arm `arm` lies `below`, `above`, `between` (low, high) or `equals` a value.
-    minus     the metric is the paired difference to this other arm
+    minus     the metric is the paired difference to this other arm, or to one for each of any_arm
     over      the metric is the paired ratio to this other arm (never of what can be 0)
     rate      the metric is 0 or 1 per seed; exact binomial intervals, with `minus` exact for
               above=0 and below=0 only
@@ -2166,7 +2166,7 @@ class Check:
     between: tuple | None = None
     equals: float | None = None
     arm: str | None = None
-    minus: str | None = None
+    minus: str | tuple | None = None
     over: str | None = None
     rate: bool = False
     unless: str | None = None
@@ -2174,8 +2174,16 @@ class Check:
 
     def arms(self):
         """Names of all arms that it reads; empty for a metric across arms."""
-        named = [self.arm, self.minus, self.over, *self.any_arm]
+        named = []
+        for arm in self.any_arm or [self.arm]:
+            named += [arm, self.base(arm)]
         return [name for name in named if name is not None]
+
+    def base(self, arm):
+        """The arm that `arm` is compared with, or None."""
+        if isinstance(self.minus, tuple):
+            return self.minus[self.any_arm.index(arm)]
+        return self.over if self.minus is None else self.minus
 
     def bounds(self):
         """(low, high), infinite where open."""
@@ -2198,7 +2206,7 @@ class Check:
         """
         if arm is None:
             return np.asarray(run.across[self.metric], dtype=np.float64), None
-        arms = [name for name in (arm, self.minus, self.over) if name is not None]
+        arms = [name for name in (arm, self.base(arm)) if name is not None]
         found = [run.values(name, self.metric).astype(np.float64) for name in arms]
         n = min(len(values) for values in found)  # an ablation may have fewer seeds, the first ones
         kept = np.ones(n, dtype=bool)
@@ -2316,9 +2324,19 @@ class Claim:
         return of_ours if self.source == OURS else of_notebook, measured
 
 
+def name_arms(one, values):
+    """The arm of a Measurement, with the arm it is compared with where `values` have several."""
+    bases = {other.check.base(other.arm) for other in values if other.arm == one.arm}
+    if len(bases) == 1:
+        return one.arm
+    compared = f"{'less' if one.check.over is None else 'over'} {one.check.base(one.arm)}"
+    only_arm = len({other.arm for other in values}) == 1
+    return compared if only_arm else f"{one.arm} {compared}"
+
+
 def list_values(values):
     """The values of Measurements with the same label, in words."""
-    words = [f"{one.words} ({one.arm})" if one.arm else one.words for one in values]
+    words = [f"{one.words} ({name_arms(one, values)})" if one.arm else one.words for one in values]
     if len({one.words for one in values}) > 1:
         return "; ".join(words)
     return values[0].words + (f" ({len(values)} checks)" if len(values) > 1 else "")
@@ -2347,8 +2365,8 @@ def brief_values(values):
         else:
             low = min(known, key=lambda one: one.estimate)
             high = max(known, key=lambda one: one.estimate)
-            ends = f"{low.words} ({low.arm}) to {high.words} ({high.arm})"
-            parts.append(f"{ends}, {len(alike)} checks")
+            ends = [f"{one.words} ({name_arms(one, alike)})" for one in (low, high)]
+            parts.append(f"{' to '.join(ends)}, {len(alike)} checks")
     return "; ".join(parts)
 
 

@@ -273,8 +273,8 @@ CLAIMS = [
         Check("rate minus largest other effect", above=0),
     ),
     Claim(
-        "It is not the learning rate and not the batch norm, it is the masking",
-        "15.3",
+        "Masks change the oscillation more than the learning rate and a batch norm do",
+        OURS,
         Check("masks minus rate and batch norm", above=0),
     ),
     Claim(

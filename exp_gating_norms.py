@@ -258,7 +258,8 @@ CLAIMS = [
         Check("rank correlation with the notebook", above=0),
     ),
     Claim(
-        "A batch norm before the feed-forward gains about 0.02 (over 0.01) over a layer norm",
+        "With a layer norm before mixing a batch norm before the feed-forward gains about 0.02 "
+        "(over 0.01) over a layer norm",
         "15.3",
         Check("gain before the feed-forward", above=0.01),
     ),

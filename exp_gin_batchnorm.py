@@ -187,7 +187,7 @@ CLAIMS = [
     ),
     Claim(
         "With only the batch norm between the layers GIN does not work",
-        "opening, 8.3",
+        "8.3",
         Check("best score", below=0.8, arm="between norm only"),
     ),
     Claim(

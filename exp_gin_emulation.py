@@ -218,7 +218,7 @@ def distance_from_gin(model, batch, dim):
 CLAIMS = [
     Claim(
         "Gating by hops, with powers [0, 1], overfits as GIN does",
-        "content attention",
+        "next actions",
         Check(
             "best score",
             between=(-0.05, 0.05),
@@ -232,7 +232,6 @@ CLAIMS = [
         Check("distance from GIN", equals=0, arm="gating set by hand"),
         Check("distance from GIN", equals=0, arm="gating frozen"),
     ),
-    Claim("A single gating layer passes 0.6", "6/3", Check("best score", above=0.6, arm="gating")),
     Claim(
         "ReLU gates score about the same as sigmoid gates",
         "6/3",
@@ -284,6 +283,7 @@ CLAIMS = [
             minus="gating",
         ),
     ),
+    Claim("A single gating layer passes 0.6", OURS, Check("best score", above=0.6, arm="gating")),
     Claim(
         "With gates set by hand one gating layer scores lower than GIN",
         OURS,

@@ -206,12 +206,7 @@ CLAIMS = [
         Check("rise", above=0, arm="sigmoid GIN"),
         Check("largest drop", below=0.02, arm="sigmoid GIN"),
     ),
-    Claim(
-        "Modified GIN learns and is stable",
-        "13/3",
-        Check("best score", above=0.8, arm="modified GIN"),
-        Check("oscillation", below=0.01, arm="modified GIN"),
-    ),
+    Claim("Modified GIN learns", "13/3", Check("best score", above=0.8, arm="modified GIN")),
     Claim(
         "Modified GIN without the 1 of 1 + sigmoid(eps) gives almost the same results",
         "13/3",

@@ -347,7 +347,7 @@ CLAIMS = [
     ),
     Claim(
         "Four gates fall below 0.08 sooner with a regulariser",
-        "regulariser",
+        OURS,
         Check("steps to 0.08", below=0.9, any_arm=FOUR_REGULARISED, over="four gates"),
     ),
     Claim(

@@ -16,7 +16,7 @@ Hypothesis  Attention with batch norm works and is state of the art; [0..4] is b
 Rule        5 paired seeds, 3 for ablations, each a PATTERN of its own. On a pilot seed 6 epochs at
             3e-3 and 4 at 1e-2 gave the same. Published by March 2021 are GatedGCN's 86.51 and DGN's
             86.68. For the first and the third statement one of these arms is enough: hops or
-            powers, of [0,1] or [0..4], or three times the epochs.
+            powers, of [0,1] or [0..4], or three times the epochs; for the fourth, hops or powers.
 
             Test score: balanced accuracy over all nodes of the test split, in points; fresh score:
             on fresh patterns. Averaged by batch: the mean of the test scores of batches of 32
@@ -328,15 +328,13 @@ CLAIMS = [
         Check("test score", above=86.58, any_arm=WITH_BATCH_NORM),
     ),
     Claim(
-        "For attention [0..4] is better than [0,1], as hops",
-        "15.3",
-        Check("test score", above=0, arm="attention, hops of [0..4]", minus="attention"),
-    ),
-    Claim(
-        "For attention [0..4] is better than [0,1], as powers",
+        "For attention [0..4] is better than [0,1], as hops or as powers",
         "15.3",
         Check(
-            "test score", above=0, arm="attention, powers [0..4]", minus="attention, powers [0,1]"
+            "test score",
+            above=0,
+            any_arm=("attention, hops of [0..4]", "attention, powers [0..4]"),
+            minus=("attention", "attention, powers [0,1]"),
         ),
     ),
     Claim(
