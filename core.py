@@ -556,7 +556,7 @@ def split_text(documents):
 
 
 def read_characters(path):
-    """The content of a UTF-8 file, without a byte-order mark."""
+    """The content of a UTF-8 file, without a byte-order mark. Raises OSError, UnicodeError."""
     return Path(path).read_text(encoding="utf-8-sig")
 
 
@@ -911,7 +911,7 @@ class QuestionBatch:
 
 
 def masked_softmax(logits, keep, dim=-1):
-    """Softmax over the kept entries, zero elsewhere.
+    """Softmax over the kept entries, zero elsewhere: logits [...], keep bool that broadcasts to it.
 
     A row that keeps nothing is zero, forward and backward, never NaN.
     """
@@ -928,8 +928,9 @@ def masked_sigmoid(logits, keep):
 def transition_powers(adjacency, nodes, powers):
     """Powers of P = D^-1 A: [B, N, N], [B, N] bool -> [B, K, N, N].
 
-    Power 0 is the identity on real nodes; a node without edges has zero rows in all others.
-    Source: the graph notebook's `adj_stack`.
+    Power 0 is the identity on real nodes; a node without edges has zero rows in all others. They
+    come in ascending order, whatever the order of `powers`. Source: the graph notebook's
+    `adj_stack`.
     """
     step = adjacency / adjacency.sum(-1, keepdim=True).clamp(min=1)
     power = torch.diag_embed(nodes.to(adjacency.dtype))
@@ -1564,6 +1565,7 @@ class GateNetwork(nn.Sequential):
 def wired_gate_network(sizes, seeds, gates, pass_through):
     """A network of fixed random wires whose gates start as "A", the pass-through.
 
+    sizes: the inputs, then the units of each layer; seeds: one network for each.
     gates: "softmax" over the 16 gates, of which A starts with the share `pass_through`, or
     "tables", whose entries start that near to those of A. Raises ValueError for sizes that
     cannot be wired. Source: Petersen et al. 2022; the start: Miotti et al. 2025.
@@ -1589,6 +1591,8 @@ def dense_gate_network(
 ):
     """The journal's network: trained operands from N(0, std^2) and weighted gates.
 
+    sizes: the inputs, then the units of each layer; seeds: one network for each. normalise: see
+    GateMixture.
     gates: names in GATES; if all are RELU there is no operand b. start: "constant", 1 / G for
     each gate, or "uniform", divided by their sum. operands: DenseOperands or a class derived from
     it. Source: logic journal.
@@ -1741,9 +1745,11 @@ def ranking_accuracy(logits, label):
 
 
 def score_logits(logits, label):
-    """{"recall" [2], "auc", "margin" [2]}: recall of each class, AUC, and mean and standard
-    deviation of the margin (logit 1 - logit 0). NaN once a logit is not finite, so that no
-    divergence looks stable."""
+    """{"recall" [2], "auc", "margin" [2]} of logits [V, 2] and labels [V].
+
+    recall: of each class; margin: mean and standard deviation of logit 1 - logit 0. Once a logit
+    is not finite, recall and AUC are NaN, so that no divergence looks stable.
+    """
     scored = label != IGNORED
     margin = (logits[:, 1] - logits[:, 0])[scored]
     diverged = ~logits[scored].isfinite().all()
@@ -1767,7 +1773,8 @@ class GradientLog:
     """Norms of the weights and gradients of every parameter at every step.
 
     It only reads, so losses and weights are bit-identical with it or without. Call `record`
-    between backward and the clipping of the gradients.
+    between backward and the clipping of the gradients. rows: {"weight": [...], "gradient": [...]},
+    one tensor [P] per step; names: of the P parameters.
     """
 
     def __init__(self, model):
@@ -1810,7 +1817,7 @@ def grad_over_weight(history, by="parameter"):
 
 @torch.no_grad()
 def evaluate(model, batches):
-    """Logits and labels of all batches, in evaluation mode."""
+    """Logits [V, 2] and labels [V] of all GraphBatches, in evaluation mode."""
     model.eval()
     logits = torch.cat([model(batch) for batch in batches])
     return logits, torch.cat([batch.label for batch in batches])
@@ -1848,7 +1855,8 @@ def restore(checkpoint, model, optimizer, rows):
 
 
 def train(model, batches, *, seed, lr, epochs, clip, held_out=None, checkpoint=None):
-    """Train with Adam on the class-weighted loss, one step per batch, and score each epoch.
+    """Train with Adam on the class-weighted loss (nats), one step per GraphBatch, and score each
+    epoch.
 
     Gradients are clipped to total norm `clip`. The state is kept in `checkpoint` now and
     then, and training goes on from there to the same bits. Returns NumPy arrays:
@@ -1932,7 +1940,7 @@ def language_optimizer(model, lr):
 def language_step(model, optimizer, lr, batches):
     """One step of the optimizer at rate lr on the mean loss of some (inputs, targets).
 
-    Returns (mean loss, norm of the gradient), without clipping.
+    Returns (mean loss in nats per byte, norm of the gradient), without clipping.
     """
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
@@ -1951,7 +1959,7 @@ def language_step(model, optimizer, lr, batches):
 def train_on_text(model, text, *, seed, lr, steps, batch, length):
     """Train on `steps` batches of random windows; the rate climbs over the first tenth.
 
-    Returns NumPy arrays: loss and gradient_norm [steps], each before its step.
+    Returns NumPy arrays: loss (nats per byte) and gradient_norm [steps], each before its step.
     """
     optimizer = language_optimizer(model, lr)
     rng = stream(seed, "order")
@@ -1980,8 +1988,9 @@ def train_reader(model, batches, *, steps, lr, validation=None, points=10):
     """Train a QuestionReader in place on `steps` QuestionBatches of an iterator.
 
     AdamW with weight decay 0.01, gradients clipped at norm 1; the learning rate rises to `lr`
-    over 100 steps and falls to 0 over the last 30%. Returns NumPy arrays: "loss" [steps], and for
-    each name of `validation` {name: batches} the accuracy after 0, 1 / points, ... of the steps.
+    over 100 steps and falls to 0 over the last 30%. Returns NumPy arrays: "loss" [steps] in nats
+    per question, and for each name of `validation` {name: batches} the accuracy after 0,
+    1 / points, ... of the steps.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr, (0.9, 0.98), weight_decay=0.01, fused=True)
@@ -2012,7 +2021,8 @@ def keep_freed_blocks():
     """Let glibc keep what is freed, whatever its size; other C libraries are left as they are.
 
     Blocks of 32 MiB and more are otherwise given back to the system at each free, and paged in
-    again at the next call, which slows what allocates them up to 1.7 times.
+    again at the next call, which slows what allocates them up to 1.7 times. A glibc that refuses
+    so high a threshold goes on as before.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -2080,7 +2090,8 @@ def mean_interval(values):
 
 
 def ratio_interval(values, base):
-    """Geometric mean of values / base, paired; Student-t on logarithms. All must be positive."""
+    """Geometric mean of values / base, paired; Student-t on logarithms. Unbounded unless all are
+    positive."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(np.asarray(values, np.float64)) - np.log(np.asarray(base, np.float64))
     found = mean_interval(logs)
@@ -2090,11 +2101,12 @@ def ratio_interval(values, base):
 
 
 def rate_interval(hits):
-    """Exact (Clopper-Pearson) interval of the share of ones; unbounded without a value."""
+    """Exact (Clopper-Pearson) interval of the share of ones; unbounded without a value, or if one
+    is NaN."""
     from scipy import stats
 
     n = len(hits)
-    if n == 0:
+    if n == 0 or np.isnan(np.asarray(hits, np.float64)).any():
         return Interval(math.nan, -math.inf, math.inf)
     test = stats.binomtest(int(np.sum(hits)), n)
     found = test.proportion_ci(CONFIDENCE, method="exact")
@@ -2115,6 +2127,7 @@ def rate_difference_interval(hits, base):
         return Interval(0.0, -math.inf, math.inf)
     share = float(differ.mean())
     wins = rate_interval(hits[differ])
+    # a share x of wins among the seeds that differ means x - (1 - x) wins less losses
     return Interval(*[share * (2 * x - 1) for x in wins])
 
 
@@ -2131,7 +2144,7 @@ def format_half_width(interval):
     half = (interval.high - interval.low) / 2
     if not 1e-12 * abs(interval.estimate) < half < math.inf:
         return ""
-    return f"{half:,.0f}" if half >= 100 else f"{half:.2g}"
+    return f"{half:,.0f}" if half >= 99.5 else f"{half:.2g}"
 
 
 class Measurement(NamedTuple):
@@ -2171,6 +2184,16 @@ class Check:
     rate: bool = False
     unless: str | None = None
     any_arm: tuple = ()
+
+    def __post_init__(self):
+        """Raise ValueError for what cannot be judged: a mistake in the script."""
+        bounds = [self.below, self.above, self.between, self.equals]
+        if sum(bound is not None for bound in bounds) != 1:
+            raise ValueError(f"{self.metric}: give one of below, above, between, equals")
+        if self.over is not None and (self.minus is not None or self.equals is not None):
+            raise ValueError(f"{self.metric}: give over without minus and equals")
+        if isinstance(self.minus, tuple) and len(self.minus) != len(self.any_arm):
+            raise ValueError(f"{self.metric}: give one arm of minus for each of any_arm")
 
     def arms(self):
         """Names of all arms that it reads; empty for a metric across arms."""
@@ -2411,8 +2434,8 @@ class Parser(argparse.ArgumentParser):
         print_to(file or sys.stderr, message.removesuffix("\n"))  # whatever the encoding
 
 
-def number_type(convert, is_allowed, expected):
-    """An argparse type: the converted text if it is allowed, else "'x' is not `expected`"."""
+def checked_type(convert, is_allowed, expected):
+    """argparse type: the converted text if it is allowed, else "'x' is not `expected`"."""
 
     def read(text):
         with contextlib.suppress(ValueError):
@@ -2427,7 +2450,7 @@ def number_type(convert, is_allowed, expected):
 def integer(low, high=10**9):
     """argparse type: an integer from low to high."""
     expected = f"an integer from {low:,} to {high:,}"
-    return number_type(int, lambda x: low <= x <= high, expected)
+    return checked_type(int, lambda x: low <= x <= high, expected)
 
 
 def split_integers(text):
@@ -2442,10 +2465,10 @@ def is_ascending(values):
 
 positive_int = integer(1)
 layer_width = integer(1, 8192)  # wider ones do not fit into memory
-any_number = number_type(float, lambda x: not math.isnan(x), "a number")  # or infinite
-positive_float = number_type(float, lambda x: 0 < x < math.inf, "a number > 0")
-probability = number_type(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
-int_tuple = number_type(split_integers, is_ascending, "integers >= 0 joined by commas, ascending")
+any_number = checked_type(float, lambda x: not math.isnan(x), "a number")  # or infinite
+positive_float = checked_type(float, lambda x: 0 < x < math.inf, "a number > 0")
+probability = checked_type(float, lambda x: 0 < x < 1, "a number above 0 and below 1")
+int_tuple = checked_type(split_integers, is_ascending, "integers >= 0 joined by commas, ascending")
 
 
 def path_type(text):
@@ -2494,19 +2517,18 @@ def make_parser(doc, seeds, ablation_seeds=None):
     common.add_argument("--first-seed", type=integer(0), default=0, help="the first of them")
     common.add_argument("--jobs", type=integer(1), help="processes (default: one per core)")
     common.add_argument("--threads", type=integer(1), default=1, help="threads per process")
-    common.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    devices = ["auto", "cpu", "cuda"]
+    common.add_argument("--device", choices=devices, default="auto", help="auto: a GPU if any")
     common.add_argument("--smoke", action="store_true", help="tiny sizes, nothing is written")
     common.add_argument("--fresh", action="store_true", help="run finished trials again")
     common.add_argument("--no-log", action="store_true", help="no entry, no figures")
-    note = number_type(str, str.strip, "a conclusion")
+    note = checked_type(str, str.strip, "a conclusion")
     common.add_argument("--note", type=note, help="conclusion of the entry")
-    places = {
-        "logbook.md": "file that gets the entry",
-        "plots": "folder that gets figures and numbers",
-        "runs": "folder of finished trials",
-    }
-    for name, meaning in places.items():
-        flag = f"--{name.removesuffix('.md')}"
+    for flag, name, meaning in (
+        ("--logbook", "logbook.md", "file that gets the entry"),
+        ("--plots", "plots", "folder that gets figures and numbers"),
+        ("--runs", "runs", "folder of finished trials"),
+    ):
         common.add_argument(flag, type=path_type, default=REPOSITORY / name, help=meaning)
     parser.common_flags = frozenset(vars(parser.parse_args([])))
     parser.ablation_seeds = ablation_seeds
@@ -2524,7 +2546,8 @@ def parse(parser, argv):
     for flag in ("--arms", *map(flag_name, base)):
         if words.count(flag) > 1:  # argparse would drop the values of the first
             parser.error(f"argument {flag}: given twice; put all its values after one")
-    options = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(base)))
+    nothing_given = argparse.Namespace(**dict.fromkeys(base))  # argparse keeps what is there
+    options = parser.parse_args(argv, nothing_given)
     given = {key: getattr(options, key) for key in base if getattr(options, key) is not None}
     return options, base, given
 
@@ -2535,7 +2558,9 @@ def flag_name(key):
 
 
 def show_setting(value):
-    """A setting as one would type it."""
+    """A setting as one would type it; a file by its name and the start of its hash."""
+    if isinstance(value, InputFile):
+        return f"{os.path.basename(value.path)} ({value[:8]})"
     if isinstance(value, tuple):
         return ",".join(str(part) for part in value)
     if isinstance(value, float) and float(f"{value:g}") == value:
@@ -2577,7 +2602,10 @@ def choose_arms(arms, ablations, base, given, options):
     flags = ", ".join(flag_name(key) for key in given)
     size = len(rows) * math.prod(len(values) for values in given.values()) * options.seeds
     if size > MAX_TRIALS:
-        raise UsageError(f"{flags or '--seeds'}: {size:,} trials; give fewer values or seeds")
+        raise UsageError(
+            f"{flags or '--seeds'}: {size:,} trials, and at most {MAX_TRIALS:,} are run; "
+            "give fewer values or seeds"
+        )
 
     names = {}  # {settings: name of the row that has them}
     for name, row in (arms | ablations).items():
@@ -2593,7 +2621,9 @@ def choose_arms(arms, ablations, base, given, options):
             own_name = names.setdefault(settings_key(settings), ", ".join([name, *words]))
             chosen[own_name] = settings
     if not chosen:
-        raise UsageError(f"{flags}: every arm sets this otherwise; choose rows with --arms")
+        raise UsageError(
+            f"{flags}: every row asks for another value; leave it out, or name other rows in --arms"
+        )
     return chosen
 
 
@@ -2689,7 +2719,7 @@ def referenced(statement, path, module):
 
 
 def source_without_docstrings(statement):
-    """The statement, written anew from its syntax tree."""
+    """The statement without docstrings and comments, written anew from its syntax tree."""
     statement = ast.parse(ast.unparse(statement))  # a copy: read_module caches the original
     for part in ast.walk(statement):
         if isinstance(part, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(part) is not None:
@@ -2697,15 +2727,16 @@ def source_without_docstrings(statement):
     return ast.unparse(statement)
 
 
-def reachable_code(script, name="trial"):
-    """{"file:name": source} of every definition that `name` of the script can reach.
+def reachable_code(script):
+    """{"file:name": source} of every definition that the script's `trial` can reach.
 
     Names are followed through the files of this repository; docstrings and comments do not
     count. What cannot be seen this way is forbidden in code that decides: registries filled by
-    decorators, patches from outside, eval, getattr on modules, imports inside functions.
+    decorators, patches from outside, eval, getattr on modules, and imports of this repository's
+    files inside functions.
     """
     found = {}
-    waiting = [(Path(script), name)]
+    waiting = [(Path(script), "trial")]
     while waiting:
         path, name = waiting.pop()
         module = read_module(path)
@@ -2778,7 +2809,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def is_due(self):
-        """Whether the last one is a minute old."""
+        """Whether CHECKPOINT_SECONDS have passed since the last one, or since the start."""
         return time.monotonic() - self.saved > CHECKPOINT_SECONDS
 
     def save(self, state):
@@ -2815,7 +2846,8 @@ class Job:
 
 
 def write_record(path, result, meta):
-    """Keep a finished trial: numbers, arrays and texts as npz, without pickle."""
+    """Keep a finished trial: numbers, arrays and texts as npz, without pickle. Raises TypeError for
+    anything else, OSError for a full disk."""
     arrays = {}
     for name, value in result.items():
         arrays[name] = np.asarray(value)
@@ -2888,7 +2920,8 @@ def processor_name():
 
 
 def run_unit(task, unit):
-    """Run a unit and keep its records; returns (results, CPU seconds per seed)."""
+    """Run a unit and keep its records; returns (results, CPU seconds per seed). Raises UsageError
+    where memory is lacking."""
     torch.set_num_threads(task.threads)
     checkpoint = Checkpoint(unit.paths[0].with_suffix(".checkpoint"))
     job = Job(torch.device(task.device), checkpoint)
@@ -2903,7 +2936,9 @@ def run_unit(task, unit):
         lacking = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not lacking and "allocate memory" not in str(error):
             raise
-        raise UsageError(f"{unit.arm}: not enough memory; give smaller sizes") from None
+        raise UsageError(
+            f"{unit.arm}: not enough memory; give smaller sizes or fewer --jobs"
+        ) from None
     seconds = (time.process_time() - started) / len(unit.seeds)
     release_freed_blocks()
     for seed, path, result in zip(unit.seeds, unit.paths, results, strict=True):
@@ -2954,7 +2989,9 @@ def run_in_pool(task, units, jobs, report):
         for future in concurrent.futures.as_completed(futures):
             report(futures[future], *future.result())
     except concurrent.futures.process.BrokenProcessPool:
-        raise StoppedRunError("a worker process was killed, or ran out of memory") from None
+        raise StoppedRunError(
+            "a worker process was killed, or ran out of memory; if so, give fewer --jobs"
+        ) from None
     pool.shutdown()
 
 
@@ -3266,6 +3303,7 @@ def new_figure(run, title, shows, rows=1, columns=1, width=8.0, height=4.5, **su
 
     title  the finding, a sentence; it is drawn for the entry of record only
     shows  what the figure shows, in words that hold for any run
+    width, height  inches
     """
     set_house_style()
     from matplotlib.figure import Figure
@@ -3318,11 +3356,12 @@ def draw_curves(run, metric, title, shows, x, y, *, panels=None, seeds=None, lev
         run, title, shows, columns=len(present), width=width, height=height, sharey=True
     )
     for axis, (panel, arms) in zip(axes[0], present.items(), strict=True):
-        styles = {}
+        drawn = set()
         for arm in arms:
             curves = run.values(arm, metric)
             colour = arm_colour(run, arm)
-            style = styles[colour] = "--" if colour in styles else "-"
+            style = "--" if colour in drawn else "-"  # two arms may share a colour
+            drawn.add(colour)
             for curve in curves[:seeds]:
                 axis.plot(curve, style, color=colour, linewidth=0.8, alpha=0.6)
             if seeds is None:
@@ -3428,15 +3467,20 @@ def join_lines(lines):
     return "\n".join(joined).strip()
 
 
+def is_part_of(term, columns):
+    """Whether a term stands in the name of a column."""
+    return any(term in column.lower() for column in columns)
+
+
 def defined_columns(rule, columns):
     """The definitions in a Rule, "Late score: its mean ...", whose term is part of a column."""
-    found = ""
+    found = []
     for clause in re.split(r"(?<=[.;])\s+", rule):
         terms, colon, _ = clause.partition(":")
-        terms = terms.lower().split(" and ")
-        if colon and any(term in column.lower() for term in terms for column in columns):
-            found += clause[0].upper() + clause[1:].rstrip(".;") + ". "
-    return found.strip()
+        if colon and any(is_part_of(term, columns) for term in terms.lower().split(" and ")):
+            sentence = clause.rstrip(".;") + "."
+            found.append(sentence[0].upper() + sentence[1:])
+    return " ".join(found)
 
 
 def find_entries(text):
@@ -3507,6 +3551,14 @@ def claims_table(head, judged):
     return "\n".join(lines)
 
 
+def count_in_words(verdict, texts, name_all):
+    """How many claims have a verdict, and which: all of them, or only if it is not the expected."""
+    words = f"{len(texts)} {'is' if len(texts) == 1 else 'are'} {verdict}"
+    if name_all or verdict not in VERDICTS["holds"]:
+        words += f" ({'; '.join(texts)})"
+    return words
+
+
 def conclude(judged):
     """A sentence on the notebook's claims and one on ours, made of the verdicts.
 
@@ -3514,38 +3566,38 @@ def conclude(judged):
     those with another verdict than expected.
     """
     sentences = []
-    for ours, noun, whose in ((False, "statement", "the notebook"), (True, "claim", "ours")):
-        by_verdict = {}
+    for ours, one, several in (
+        (False, "statement of the notebook", "statements of the notebook"),
+        (True, "claim of ours", "claims of ours"),
+    ):
+        texts = {}  # {verdict: [claims]}
         for claim, verdict, _ in judged:
             if (claim.source == OURS) == ours:
-                by_verdict.setdefault(verdict, []).append(claim.text.rstrip("."))
-        parts = []
-        for verdict, texts in by_verdict.items():
-            expected = verdict in VERDICTS["holds"]
-            named = f" ({'; '.join(texts)})" if len(judged) <= 8 or not expected else ""
-            parts.append(f"{len(texts)} {'is' if len(texts) == 1 else 'are'} {verdict}{named}")
-        total = sum(len(texts) for texts in by_verdict.values())
+                texts.setdefault(verdict, []).append(claim.text.rstrip("."))
+        total = sum(len(alike) for alike in texts.values())
         if total == 1:
-            verdict, texts = next(iter(by_verdict.items()))
-            sentences.append(f"The {noun} of {whose} is {verdict} ({texts[0]}).")
+            verdict, alike = next(iter(texts.items()))
+            sentences.append(f"The {one} is {verdict} ({alike[0]}).")
         elif total > 1:
-            sentences.append(f"Of {total} {noun}s of {whose} {', '.join(parts)}.")
+            name_all = len(judged) <= 8
+            parts = [count_in_words(verdict, alike, name_all) for verdict, alike in texts.items()]
+            sentences.append(f"Of {total} {several} {', '.join(parts)}.")
     return " ".join(sentences) or "No claim was judged."
 
 
 def missing_for(claims, run, given):
     """What the flags or arms are that unjudged claims need, in words."""
-    flags = {}
-    arms = {}
+    flags = []
+    arms = []
     for claim in claims:
-        for name in claim.arms() or run.tables:
+        reads_all = any(not check.arms() for check in claim.checks)
+        for name in run.tables if reads_all else claim.arms():
             settings = run.tables[name]
             other = [key for key in given if settings[key] not in given[key]]
-            for key in other:
-                flags[f"{flag_name(key)} {show_setting(settings[key])}"] = None
+            flags += [f"{flag_name(key)} {show_setting(settings[key])}" for key in other]
             if not other and not run.has(name):
-                arms[f"'{name}'"] = None
-    needed = list(flags or arms)
+                arms.append(f"'{name}'")
+    needed = list(dict.fromkeys(flags or arms))
     shown = ", ".join(needed[:6]) + (" ..." if len(needed) > 6 else "")
     return shown if flags else f"--arms {shown}"
 
@@ -3570,18 +3622,21 @@ def read_commit():
         return "unknown"
 
 
+UNSHOWN_FLAGS = ("--note", "--logbook", "--plots", "--runs", "--jobs")  # each with a value
+
+
 def shown_command(script, argv):
     """The command line without what does not decide a number."""
-    skipped = {"--note": 1, "--logbook": 1, "--plots": 1, "--runs": 1, "--jobs": 1, "--fresh": 0}
     words = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
+    skip_next = False
+    for word in argv:
         name, has_value, _ = word.partition("=")
-        if name not in skipped:
+        if skip_next:
+            skip_next = False
+        elif name in UNSHOWN_FLAGS:
+            skip_next = not has_value
+        elif name != "--fresh":
             words.append(word)
-        elif skipped[name] and not has_value:
-            rest = rest[1:]
     return escape_cell(shlex.join(["python", script.name, *words])).replace("`", "'")
 
 
@@ -3741,7 +3796,7 @@ def update_logbook(logbook, entry, note=None):
     """Add the entry, or replace its results and leave its words; returns the old results.
 
     The folder is locked meanwhile, and the file replaced as a whole, so that neither a kill
-    nor other writers lose anything.
+    nor other writers lose anything. Raises UsageError for a damaged log, OSError for a full disk.
     """
     path = Path(os.path.realpath(logbook))
     folder = os.open(path.parent, os.O_RDONLY)
@@ -3781,7 +3836,7 @@ def status(logbook=REPOSITORY / "logbook.md"):
         elif entry["code"] != code_hash(script):
             say(f"{name}: the trial's code has changed since its entry; run python {script.name}")
         elif f"**Setup.** {read_doc(script)['Setup']}\n" not in entry["results"]:
-            say(f"{name}: its set-up reads otherwise since its entry; run python {script.name}")
+            say(f"{name}: its docstring's Setup has changed since; run python {script.name}")
         elif entry["before"] == short_hash(entry["words"]):
             say(f"{name}: numbers changed after its words were written; read them again, edit them"
                 " or delete ', words ...' from its results marker")  # fmt: skip
@@ -3871,14 +3926,18 @@ def check_machine(options, timing):
     if options.device == "auto":
         options.device = "cuda" if has_gpu else "cpu"
     if options.threads > count_cores():
-        raise UsageError(f"--threads {options.threads}: this machine has {count_cores()} cores")
+        raise UsageError(
+            f"--threads {options.threads}: this machine has {count_cores()} cores; give no more"
+        )
     if options.jobs is None:
         alone = options.smoke or timing or options.device == "cuda"
         options.jobs = 1 if alone else max(1, count_cores() // options.threads)
     if timing and options.jobs > 1:
         raise UsageError(f"--jobs {options.jobs}: this script measures time; give --jobs 1")
     if options.jobs > 4 * count_cores():
-        raise UsageError(f"--jobs {options.jobs}: this machine has {count_cores()} cores")
+        raise UsageError(
+            f"--jobs {options.jobs}: give at most {4 * count_cores()}, four for each core"
+        )
 
 
 def check_places(options, name):
@@ -3897,11 +3956,16 @@ def check_places(options, name):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another machine's process may have the same number
         except OSError as error:
             raise UsageError(
                 f"{flag} {folder}: cannot write there ({error.strerror}); choose another place"
             ) from None
+
+
+def count_noun(n, one, several):
+    """A number with its noun."""
+    return f"{n} {one if n == 1 else several}"
 
 
 def report_nothing(unit, results, seconds):
@@ -3919,11 +3983,9 @@ def compute(experiment, units, group):
     jobs = min(options.jobs, max(1, len(waiting)))
     report = report_nothing
     if group is None or group.rank == 0:
-        processes = jobs if group is None else group.world
-        say_error(
-            f"{experiment.name}: {total} trials, {done} finished before, {processes} "
-            f"process{'es' if processes > 1 else ''}"
-        )
+        processes = count_noun(jobs if group is None else group.world, "process", "processes")
+        trials = count_noun(total, "trial", "trials")
+        say_error(f"{experiment.name}: {trials}, {done} finished before, {processes}")
         report = Progress(total, done, experiment.columns[0]).report
     if group is not None:
         group.run(task, units, report)
@@ -4013,7 +4075,7 @@ def remove_stale(experiment, identity, old_results, links):
 
 
 def settings_words(experiment, run):
-    """How a run differs from the bare command, in words."""
+    """Settings, arms and seeds of a run, in words."""
     words = []
     for key, values in experiment.given.items():
         shown = ", ".join(show_setting(value) for value in values)
@@ -4021,7 +4083,8 @@ def settings_words(experiment, run):
     arms = experiment.options.arms
     if arms is not None:
         words.append(f"arms {'; '.join(arms)}")
-    words.append(f"seeds {run.seeds[0]} to {run.seeds[-1]}")
+    first, last = run.seeds[0], run.seeds[-1]
+    words.append(f"seed {first}" if first == last else f"seeds {first} to {last}")
     return ", ".join(words)
 
 
@@ -4147,7 +4210,8 @@ def conclude_run(experiment, run):
 
     say(f"\n{outcome.table}\n")
     for claim, verdict, measured in judged:
-        say(f"{verdict}: {claim.text} [{claim.source}; {brief(measured)}]")
+        said = "measured" if options.smoke else verdict
+        say(f"{said}: {claim.text} [{claim.source}; {brief(measured)}]")
     sentence = "" if options.smoke else f"\n{outcome.sentence}"
     for line in (not_judged, written, sentence):
         if line:
@@ -4156,13 +4220,14 @@ def conclude_run(experiment, run):
 
 def count_few_seeds(parser, ablations, options):
     """{arm: number of seeds} where it has fewer than the run."""
-    if parser.ablation_seeds is None:
-        return {}
+    few = {}
+    if parser.ablation_seeds is not None:
+        few = dict.fromkeys(ablations, 1 if options.smoke else parser.ablation_seeds)
     if options.smoke:
-        return dict.fromkeys(ablations, 1)
+        return few
     if options.seeds != parser.get_default("seeds"):
         return {}
-    return dict.fromkeys(ablations, parser.ablation_seeds) | (parser.few_seeds or {})
+    return few | (parser.few_seeds or {})
 
 
 def is_bare_command(parser, given, options):
@@ -4202,7 +4267,8 @@ def main(
     rows             arms of the entry's table (default: the first nine)
 
     Exits with 2 for a mistake of the user's, 1 for a lost process or a full disk, 130 for
-    Ctrl-C; finished trials are kept in all cases.
+    Ctrl-C; finished trials are kept in all cases. Raises ValueError for a setting or an arm of the
+    script that does not exist.
     """
     show_warnings_only()
     argv = sys.argv[1:] if argv is None else argv

@@ -10,8 +10,7 @@ Setup       Implementations of one operation take turns in one process on one th
             - GIN step and sum over neighbours: a dense product with the adjacency; none; GINConv of
               torch_geometric, along a list of edges or a sparse matrix (CSR).
             - gating step: packed nodes, one weight per hop; padded nodes, one logit per pair.
-            - bare gating step: gating without projections. exp_gating_speed.py judges both gating
-              steps against GIN.
+            - bare gating step: gating without projections.
             - attention over 5 powers, step: packed nodes, logits from precomputed powers of the
               transition matrix, 4 heads; padded nodes; TransformerConv of torch_geometric
               (attention by content along edges, another function).
@@ -106,7 +105,10 @@ parser.set_defaults(device="cpu")
 parser.add_argument(
     "--operation", nargs="+", choices=OPERATIONS, default=["gin"], help="what is timed"
 )
-parser.add_argument("--dim", nargs="+", type=core.layer_width, default=[100], help="width")
+width_for_heads = core.checked_type(
+    int, lambda x: 4 <= x <= 8192 and x % 4 == 0, "a multiple of 4 (the heads) from 4 to 8,192"
+)
+parser.add_argument("--dim", nargs="+", type=width_for_heads, default=[100], help="width")
 parser.add_argument(
     "--graphs", nargs="+", type=core.integer(1, 1000), default=[32], help="graphs in the batch"
 )

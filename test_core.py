@@ -2007,21 +2007,25 @@ def interrupt(model, calls):
 
 
 KEPT_AND_RELEASED = """
-import core, os, torch
+import core, ctypes, os, torch
+accepted = ctypes.CDLL(None).mallopt(-3, 2**30)
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 core.keep_freed_blocks()
 torch.ones(2**26)
 kept = resident()
 core.release_freed_blocks()
-print(kept - resident())
+print(accepted, kept - resident())
 """
 
 
 def test_kept_memory_is_released():
+    """An older glibc refuses so high a threshold: it keeps nothing that could be released."""
     command = [sys.executable, "-c", KEPT_AND_RELEASED]
     done = subprocess.run(command, cwd=core.REPOSITORY, capture_output=True, text=True, check=True)
-    assert int(done.stdout) > 0.9 * 4 * 2**26  # bytes
+    accepted, released = [int(word) for word in done.stdout.split()]
+    size = 4 * 2**26  # bytes
+    assert released > 0.9 * size if accepted else released < 0.1 * size
 
 
 def test_interleaved_functions_take_turns_and_the_median_is_theirs(monkeypatch):
@@ -2790,7 +2794,55 @@ FOUR = fake_run(
 def test_check(check, outcome):
     found = [check.judge(FOUR, arm).outcome for arm in check.any_arm or [check.arm]]
     assert core.outcome_of_any(found) == outcome
-    assert check.metric in check.label()
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        {},
+        {"above": 1, "below": 2},
+        {"above": 1, "equals": 2},
+        {"above": 1, "minus": "b", "over": "c"},
+        {"equals": 1, "over": "b"},
+        {"above": 1, "any_arm": ("a", "b"), "minus": ("c",)},
+    ],
+)
+def test_a_check_that_cannot_be_judged_is_refused(bounds):
+    with pytest.raises(ValueError, match="x: give"):
+        Check("x", **bounds)
+
+
+def test_each_of_any_arm_can_have_an_arm_of_its_own_to_be_compared_with():
+    bases = {"large": "seven", "seven": "small"}
+    check = Check("x", above=-math.inf, any_arm=tuple(bases), minus=tuple(bases.values()))
+    assert set(check.arms()) == {"large", "seven", "small"}
+    for arm, base in bases.items():
+        expected = (FOUR.values(arm, "x") - FOUR.values(base, "x")).mean()
+        assert check.judge(FOUR, arm).estimate == pytest.approx(expected)
+    plain = Claim("C.", "6/3", check).judge(FOUR)[1]
+    assert "(large)" in core.list_values(plain)
+    several = [Check("x", above=0, arm="large", minus=base) for base in ("seven", "small")]
+    words = core.list_values(Claim("C.", "6/3", *several).judge(FOUR)[1])
+    assert "(less seven)" in words and "(less small)" in words
+
+
+@pytest.mark.parametrize("half, shown", [(99.4, "99"), (99.5, "100"), (1234.5, "1,234")])
+def test_half_widths_have_two_digits_and_no_exponent(half, shown):
+    assert core.format_half_width(core.Interval(5.0, 5.0 - half, 5.0 + half)) == shown
+
+
+def test_a_rate_with_nan_is_open():
+    assert core.rate_interval([1, 0, math.nan]).low == -math.inf
+
+
+def test_what_claims_lack_is_named_by_arms_or_by_flags():
+    run = fake_run({"one": {"x": [1.0]}}, {"one": {"arm": "one"}, "two": {"arm": "two"}})
+    of_an_arm = Claim("C.", "6/3", Check("x", above=0, arm="two"))
+    across_arms = Claim("C.", "6/3", Check("x", above=0, arm="one"), Check("total", above=0))
+    for claim in (of_an_arm, across_arms):
+        assert not claim.can_be_judged(run)
+        assert core.missing_for([claim], run, {}) == "--arms 'two'"
+        assert core.missing_for([claim], run, {"arm": ["one"]}) == "--arm two"
 
 
 def test_unless_leaves_out_seeds_of_both_arms():
@@ -3084,7 +3136,7 @@ def test_what_a_launcher_left_behind_is_one_line(lab, capfd, monkeypatch, enviro
     with pytest.raises(SystemExit) as end:
         lab.run()
     assert end.value.code == 2
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < PATIENCE
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and "RANK" in err
 
@@ -3705,7 +3757,7 @@ def test_an_entry_is_made_replaced_and_keeps_its_words(lab, capsys, monkeypatch)
     assert "## The toy | adds up" in last
     lab.log.write_text(re.sub(r"(\*\*Setup\.\*\* )", r"\1Another. ", lab.log.read_text()))
     core.status(lab.log)
-    assert "toy: its set-up reads otherwise" in capsys.readouterr().out
+    assert "toy: its docstring's Setup has changed" in capsys.readouterr().out
     (lab.folder / "exp_new.py").write_text('"""Q?"""\ndef trial(config, seed, job): return {}\n')
     core.status(lab.log)
     assert "new: no entry" in capsys.readouterr().out
