@@ -2497,6 +2497,8 @@ def input_file(text):
         found = InputFile(short_hash(path.read_bytes(), 16))
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise argparse.ArgumentTypeError(f"{text!r} does not fit into memory") from None
     found.path = str(path.resolve())
     return found
 
@@ -2902,11 +2904,26 @@ class Task(NamedTuple):
     batched: bool
     device: str
     threads: int
+    files: dict  # {path: stamp} of the user's files, see file_stamps
+
+
+def file_stamps(units):
+    """{path: its time and size} of the user's files that enter these units."""
+    values = [value for unit in units for value in unit.settings.values()]
+    paths = {value.path for value in values if isinstance(value, InputFile)}
+    return {path: (os.stat(path).st_mtime_ns, os.stat(path).st_size) for path in paths}
 
 
 def leave_with_parent():
     """End this worker when the main process has ended, however that happened."""
     multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def leave_with_launcher(launcher):
+    """End this process of a group when torchrun, whose child it is, was killed."""
+    while os.getppid() == launcher:
+        time.sleep(1)
     os._exit(1)
 
 
@@ -2940,6 +2957,9 @@ def run_unit(task, unit):
             f"{unit.arm}: not enough memory; give smaller sizes or fewer --jobs"
         ) from None
     seconds = (time.process_time() - started) / len(unit.seeds)
+    for path, stamp in file_stamps([unit]).items():
+        if stamp != task.files.get(path, stamp):  # its records would stand for the old content
+            raise StoppedRunError(f"{path}: changed since the run began; run again")
     release_freed_blocks()
     for seed, path, result in zip(unit.seeds, unit.paths, results, strict=True):
         meta = {
@@ -3011,6 +3031,8 @@ class Group:
         self.store = store
         self.rank = rank
         self.world = world
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            threading.Thread(target=leave_with_launcher, args=[os.getppid()], daemon=True).start()
         if rank > 0:
             threading.Thread(target=self.show_life, daemon=True).start()
 
@@ -3030,9 +3052,7 @@ class Group:
             if self.rank == 0:
                 self.receive_rest(units, held, report)
             self.leave_together()
-        except RuntimeError as error:
-            if "store" not in str(error).lower() and "socket" not in str(error).lower():
-                raise
+        except torch.distributed.DistError:  # of the store; a trial has none
             raise StoppedRunError("another process of the group has ended") from None
 
     def held_by_rank(self, units):
@@ -3147,7 +3167,8 @@ def join_group(identity):
         if rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             find_store(found["MASTER_ADDR"], int(found["MASTER_PORT"]))
         store, rank, world = next(dist.rendezvous("env://", timeout=patience))
-        store = dist.PrefixStore(f"gatebook/{identity}", store)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store outlives them
+        store = dist.PrefixStore(f"gatebook/{identity}/{attempt}", store)
         store.add("joined", 1)
         started = time.monotonic()
         while store.add("joined", 0) < world:
@@ -3490,6 +3511,8 @@ def find_entries(text):
 
 def read_logbook(path):
     """The log as text, an empty one if there is none. Raises UsageError if it is damaged."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+        raise UsageError(f"--logbook {path}: is no regular file; name another")
     try:
         text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
@@ -3498,6 +3521,8 @@ def read_logbook(path):
         raise UsageError(f"--logbook {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UsageError(f"--logbook {path}: not UTF-8; name another file") from None
+    if text and not text.endswith("\n"):  # some editors drop the last line end
+        text += "\n"
     if re.search(r"^(<{7}|>{7}|\|{7})( |$)", text, re.MULTILINE):
         raise UsageError(f"--logbook {path}: it has merge markers; resolve the merge first")
     if not has_sound_markers(text):
@@ -3976,7 +4001,7 @@ def compute(experiment, units, group):
     """Compute what is missing of the units, in this process, a pool or a group."""
     options = experiment.options
     batched = experiment.seeds_per_batch > 1
-    task = Task(experiment.trial, batched, options.device, options.threads)
+    task = Task(experiment.trial, batched, options.device, options.threads, file_stamps(units))
     waiting = [unit for unit in units if unit_results(unit) is None]
     total = sum(len(unit.seeds) for unit in units)
     done = total - sum(len(unit.seeds) for unit in waiting)
@@ -4028,7 +4053,7 @@ def run_trials(experiment, arms, few_seeds, tables):
     folder.mkdir(exist_ok=True)
     units = list_units(arms, seeds, few_seeds, folder, key, experiment.seeds_per_batch)
     group = join_group(short_hash(json.dumps([experiment.name, key, arms, seeds])))
-    if experiment.timing and group is not None and group.world > 1:
+    if experiment.timing and group is not None:
         raise UsageError("this script measures time; start it without torchrun")
     if options.fresh:
         for path in [path for unit in units for path in unit.paths]:

@@ -41,6 +41,7 @@ Rule        12 paired seeds from 100 on; seeds 0 to 16 were used in development,
 Cost        36 min on 2 cores; `--questions FILE.jsonl --arms start` for questions of your own
 """
 
+import argparse
 import functools
 import itertools
 import json
@@ -59,7 +60,15 @@ from torch import nn
 
 def question_file(text):
     """argparse type: "generated", or a file of questions (QuestionFile)."""
-    return text if text == "generated" else core.input_file(text)
+    if text == "generated":
+        return text
+    found = core.input_file(text)
+    try:
+        QuestionFile(found.path)
+    except core.UsageError as error:
+        reason = str(error).removeprefix("--questions ")
+        raise argparse.ArgumentTypeError(reason) from None
+    return found
 
 
 parser = core.make_parser(__doc__, seeds=12)

@@ -1248,6 +1248,8 @@ def test_a_file_holds_every_fifth_question_out(tmp_path):
     assert sorted(drawn_starts) == sorted(f"city{i}" for i in range(12) if i % 5 != 4)
     with pytest.raises(core.UsageError, match="at least 10 questions"):
         query_node.QuestionFile(write_questions(tmp_path, rows[:9]))
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 10 questions"):
+        query_node.question_file(str(write_questions(tmp_path, rows[:9])))  # before any trial
 
 
 def mixed_questions():
@@ -2560,8 +2562,7 @@ def trial(config, seed, job):
 
 def stacked_trial(config, seeds, job):
     """The same for a stack of seeds."""
-    with open(config.text.path, "a") as file:
-        file.write(f"{len(seeds)} ")
+    exec(os.environ.get("TOY", ""))
     return [{"sum": seed, "spread": len(seeds)} for seed in seeds]
 
 
@@ -3078,6 +3079,7 @@ GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MAS
         (["--text", "x" * 300], "--text"),
         (["--logbook", "{lab}/exp_toy.py"], "--logbook"),
         (["--logbook", "{lab}"], "--logbook"),
+        (["--logbook", "/dev/null"], "--logbook"),
         (["--logbook", "{lab}/exp_toy.py/x.md"], "--logbook"),
         (["--plots", "{lab}/exp_toy.py"], "--plots"),
         (["--plots", "/dev/null/x"], "--plots"),
@@ -3141,8 +3143,9 @@ def test_what_a_launcher_left_behind_is_one_line(lab, capfd, monkeypatch, enviro
     assert err.count("\n") == 1 and "RANK" in err
 
 
-def test_a_script_that_measures_time_refuses_torchrun(lab, capsys, monkeypatch):
-    group = argparse.Namespace(rank=0, world=2)
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_script_that_measures_time_refuses_torchrun(lab, capsys, monkeypatch, world):
+    group = argparse.Namespace(rank=0, world=world)
     monkeypatch.setattr(core, "join_group", lambda identity: group)
     with pytest.raises(SystemExit) as end:
         lab.run("--no-log", timing=True)
@@ -3454,11 +3457,10 @@ def test_a_file_enters_by_its_content(lab, monkeypatch):
     assert len(trials.read_text()) == 6
 
 
-def test_a_stack_of_seeds_is_one_unit(lab):
+def test_a_stack_of_seeds_is_one_unit(lab, monkeypatch):
     counts = lab.folder / "counts.txt"
-    counts.write_text("")
+    monkeypatch.setenv("TOY", f"open({str(counts)!r}, 'a').write(f'{{len(seeds)}} ')")
     toy = lab.toy()
-    # the setting is any text file: its content is fixed before the trials append to it
     changes = {
         "trial": toy.stacked_trial,
         "seeds_per_batch": 2,
@@ -3468,8 +3470,7 @@ def test_a_stack_of_seeds_is_one_unit(lab):
         "plot": lambda run: {},
         "across": None,
     }
-    argv = ["--text", str(counts), "--no-log"]
-    lab.run(*argv, toy=toy, **changes)
+    lab.run("--no-log", toy=toy, **changes)
     assert counts.read_text() == "2 1 "
     counts.write_text("")
     records = sorted((lab.folder / "runs" / "toy").glob("*.npz"))
@@ -3479,8 +3480,21 @@ def test_a_stack_of_seeds_is_one_unit(lab):
         stacks.setdefault(result["spread"], []).append(path)
     assert sorted(len(paths) for paths in stacks.values()) == [1, 2]
     stacks[2][0].unlink()
-    lab.run(*argv, toy=toy, **changes)
+    lab.run("--no-log", toy=toy, **changes)
     assert counts.read_text() == "2 "
+
+
+def test_a_file_that_changes_during_a_run_stops_it(lab, monkeypatch, capsys):
+    """Its trials would be kept under the hash of what it held before."""
+    text = lab.folder / "one.txt"
+    text.write_text("abc")
+    monkeypatch.setenv("TOY", "seed and open(config.text.path, 'a').write('d')")
+    with pytest.raises(SystemExit) as end:
+        lab.run("--text", str(text), "--arms", "plain", "--no-log")
+    assert end.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert str(text) in line and "changed since the run began" in line
+    assert len(lab.records()) == 1  # that of seed 0
 
 
 # --- processes
@@ -3493,14 +3507,60 @@ def test_the_first_rank_ends_if_another_dies_after_its_last_record(monkeypatch):
     assert store.check(["complete"]) and store.add("left", 0) == 1
 
 
-def test_serial_pool_and_torchrun_give_the_same_bits(lab):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (torch.distributed.DistNetworkError("Broken pipe"), core.StoppedRunError),
+        (RuntimeError("could not restore the state"), RuntimeError),
+    ],
+)
+def test_only_the_error_of_a_store_means_that_a_rank_has_ended(error, raised, monkeypatch):
+    def fail(units):
+        raise error
+
+    group = core.Group(torch.distributed.HashStore(), rank=0, world=1)
+    monkeypatch.setattr(group, "held_by_rank", fail)
+    with pytest.raises(RuntimeError if raised is RuntimeError else raised) as found:
+        group.run(None, [], core.report_nothing)
+    assert type(found.value) is raised
+
+
+def launcher(*flags):
+    """What starts a script by torchrun, with two ranks."""
     port = str(free_port())
+    module = ["-m", "torch.distributed.run"]
+    return [*module, "--nproc-per-node", "2", "--master-port", port, *flags]
+
+
+def test_torchrun_starts_again_after_a_rank_was_killed(lab):
+    """Its store outlives the first attempt, whose trials must not count as taken."""
+    die_once = (
+        "with contextlib.suppress(FileExistsError):\n"
+        "    open('died', 'x')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    env = {"TOY": f"import contextlib\n{die_once}"}
+    code, _, err = lab.finish("--no-log", python=launcher("--max-restarts", "1"), env=env)
+    assert code == 0, err
+    assert (lab.folder / "died").exists() and len(lab.records()) == 9
+
+
+def test_no_rank_outlives_a_killed_torchrun(lab):
+    process = lab.start("--no-log", python=launcher(), env={"TOY": f"{NOTE_PID}time.sleep(600)"})
+    pids = lab.folder / "pids"
+    wait_for(lambda: pids.exists() and pids.read_text().count("\n") == 2)
+    process.kill()
+    process.communicate(timeout=60)
+    ranks = [line.split()[0] for line in pids.read_text().splitlines()]
+    wait_for(lambda: not any(is_alive(pid) for pid in ranks), 60)
+
+
+def test_serial_pool_and_torchrun_give_the_same_bits(lab):
     flags = ["--no-log", "--seeds", "2"]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
     serial = lab.start(*flags, "--jobs", "1", "--runs", "serial")
     pool = lab.start(*flags, "--jobs", "2", "--runs", "pool")
     ends = [process.communicate(timeout=PATIENCE) for process in (serial, pool)]
-    code, out, err = lab.finish(*flags, "--runs", "group", python=launcher)
+    code, out, err = lab.finish(*flags, "--runs", "group", python=launcher())
     assert (serial.returncode, pool.returncode, code) == (0, 0, 0), (ends, err)
     assert len(lab.records("serial")) == 6
     assert lab.records("serial") == lab.records("pool") == lab.records("group")
@@ -4008,6 +4068,15 @@ def test_kills_at_any_time_leave_the_log_whole(tmp_path):
     assert len(finished) < 100  # some were killed in the middle
     core.update_logbook(log, an_entry("last"))
     assert "last" in {entry["id"] for entry in core.find_entries(core.read_logbook(log))}
+
+
+def test_a_log_without_its_last_line_end_gets_it_back(tmp_path):
+    log = tmp_path / "log.md"
+    core.update_logbook(log, an_entry("first"))
+    whole = log.read_bytes()
+    log.write_bytes(whole.rstrip(b"\n"))
+    core.update_logbook(log, an_entry("first"))
+    assert log.read_bytes() == whole
 
 
 def test_sixteen_writers_lose_nothing(tmp_path):
