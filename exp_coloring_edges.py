@@ -14,8 +14,8 @@ Setup       Have two nodes of a pyramid, a triangle of the triangular lattice, t
             rate falling to 0 from 1e-3 on nodes or 3e-3 on pairs. Sizes, inputs of nodes, read-outs
             and all training are ours.
 Hypothesis  The simple transformer learns to redistribute its weights with a deep network; that with
-            an edge bias collapses after every averaging. A batch norm of the powers helps. Ours:
-            nodes do collapse before training, but learned averages are sharp, and residual sums and
+            an edge bias collapses after every averaging. Ours: a batch norm of the powers helps.
+            Nodes do collapse before training, but learned averages are sharp, and residual sums and
             norms keep the nodes apart; the simple one still colours a larger pyramid better,
             because it answers pairs as they look from each other and not from the top.
 Rule        8 paired seeds. On nodes a rate of 3e-3 was less steady on two pilot seeds. The notebook

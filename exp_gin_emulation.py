@@ -1,6 +1,6 @@
 """Does gating with gates set by hand compute GIN, and where should unreachable pairs start?
 
-Notebook    graph notebook: content attention, next actions, 6/3
+Notebook    graph notebook: next actions, 6/3
 Setup       Overfit 32 PATTERN graphs of one pattern: one batch, Adam at 1e-4, gradient norm clipped
             at 5, 200 epochs; a single layer, as in the notebook, width 100, feed-forward 600 (GIN:
             100). The powers are [0, 1]; the logit of unreachable pairs is masked (-inf), or starts

@@ -16,12 +16,12 @@ Setup       Input: the 3 x 3 cells; target: the centre's next state. Every unit 
             - Gates normalised to sum 1 count as regularised, too, which favours the journal.
             - Other losses: absolute error; cross-entropy, the output as a logit, at 0.01 (at 0.1 it
               diverges). Momentum 0.9; Adam at 0.001, its usual rate.
-Hypothesis  A term that forces gates "might make the network have to pick something instead of
-            just guessing an average"; regularisation may be "very very important", and may make
-            the four gates converge more quickly. Ours: at equal weights the 16 gates add up to 1/2
-            whatever a and b, so no operand gets a gradient, and no other loss and no momentum
-            changes that. Adam rescales gradients, so its networks leave the plateau. Regularisers
-            make the four gates sparser.
+Hypothesis  A term that forces gates "might make the network have to pick something instead of just
+            guessing an average"; regularisation may be "very very important". Whether regularisers
+            make the four gates converge more quickly is its question. Ours: at equal weights the 16
+            gates add up to 1/2 whatever a and b, so no operand gets a gradient, and no other loss
+            and no momentum changes that. Adam rescales gradients, so its networks leave the
+            plateau. Regularisers make the four gates sparser.
 Rule        16 paired seeds from 400 on, 12 for ablations. "Most" means more than 0.5 of the
             networks. Where the journal leaves a setting open, one of those tried is enough; that
             the best of several regularisers counts favours the journal.
