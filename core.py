@@ -2545,11 +2545,14 @@ def parse(parser, argv):
     defaults = vars(parser.parse_args([]))
     base = {key: value[0] for key, value in defaults.items() if key not in parser.common_flags}
     words = [word.partition("=")[0] for word in argv]
-    for flag in ("--arms", *map(flag_name, base)):
-        if words.count(flag) > 1:  # argparse would drop the values of the first
-            parser.error(f"argument {flag}: given twice; put all its values after one")
+    flags = [word for word in words if word.startswith("--")]
+    for flag in flags:
+        if flags.count(flag) > 1:  # argparse would drop what follows the first
+            parser.error(f"argument {flag}: given twice; give it once, with all its values")
     nothing_given = argparse.Namespace(**dict.fromkeys(base))  # argparse keeps what is there
     options = parser.parse_args(argv, nothing_given)
+    if options.note is not None and (options.no_log or options.smoke):
+        parser.error("argument --note: this run writes no entry; leave it out")
     given = {key: getattr(options, key) for key in base if getattr(options, key) is not None}
     return options, base, given
 

@@ -2607,10 +2607,18 @@ class Lab:
         self.script.write_text(TOY, encoding="utf-8")
         self.log = folder / "logbook.md"
 
-    def places(self, name=""):
-        """Flags that keep a run in this process out of the repository."""
-        flags = ["--jobs", "1", "--runs", f"{self.folder}/runs{name}"]
-        return [*flags, "--logbook", str(self.log), "--plots", f"{self.folder}/plots"]
+    def placed(self, argv):
+        """argv with the flags, if it lacks them, that keep a run out of the repository."""
+        argv = list(argv)
+        for flag, value in (
+            ("--jobs", 1),
+            ("--runs", self.folder / "runs"),
+            ("--logbook", self.log),
+            ("--plots", self.folder / "plots"),
+        ):
+            if flag not in argv:
+                argv += [flag, str(value)]
+        return argv
 
     def toy(self):
         """The script as a module."""
@@ -2635,7 +2643,7 @@ class Lab:
             across=changes.get("across", toy.across),
             seeds_per_batch=changes.get("seeds_per_batch", 1),
             timing=changes.get("timing", False),
-            argv=[*argv, *self.places()],
+            argv=self.placed(argv),
         )
         return toy
 
@@ -3073,6 +3081,8 @@ GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MAS
         (["--note", " "], "--note"),
         (["--rate", "1", "--rate", "2"], "--rate: given twice"),
         (["--arms", "plain", "--arms=double"], "--arms: given twice"),
+        (["--seeds", "1", "--seeds", "2"], "--seeds: given twice"),
+        (["--note", "A note.", "--no-log"], "--note"),
         (["--device", "tpu"], "--device"),
         (["--text", "/nonexistent"], "--text"),
         (["--text", "/dev/null"], "--text"),
@@ -3095,7 +3105,7 @@ GROUP_OF_TWO = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MAS
 def test_bad_input_is_one_line(lab, capsys, argv, words):
     toy = lab.toy()
     before = lab.everything()
-    argv = [*lab.places(), *(word.replace("{lab}", str(lab.folder)) for word in argv)]
+    argv = lab.placed(word.replace("{lab}", str(lab.folder)) for word in argv)
     with pytest.raises(SystemExit) as end:
         core.main(toy.parser, toy.ARMS, toy.ABLATIONS, toy.trial, toy.CLAIMS, toy.plot,
                   toy.COLUMNS, toy.TINY, across=toy.across, argv=argv)  # fmt: skip
@@ -4010,7 +4020,7 @@ def test_links_lead_through_any_folder(lab, name):
     argv = ["--logbook", str(lab.folder / "linked" / name / "log.md"), "--plots", str(plots)]
     toy = lab.toy()
     core.main(toy.parser, toy.ARMS, toy.ABLATIONS, toy.trial, toy.CLAIMS, toy.plot, toy.COLUMNS,
-              toy.TINY, across=toy.across, argv=[*lab.places(), *argv])  # fmt: skip
+              toy.TINY, across=toy.across, argv=lab.placed(argv))  # fmt: skip
     assert len(links_of(log)) == 5 and all(path.is_file() for path in links_of(log))
     assert "1 reproduced" in log.read_text(encoding="utf-8")
     check_tables(log.read_text(encoding="utf-8"))
