@@ -17,8 +17,8 @@ Rule        5 paired seeds, 3 for ablations, each a PATTERN of its own. On a pil
             3e-3 and 4 at 1e-2 gave the same. Published by March 2021 are GatedGCN's 86.51 and DGN's
             86.68. For the first and the third statement one of these arms is enough: hops or
             powers, of [0,1] or [0..4], or three times the epochs; for the fourth, hops or powers.
-            (These were two claims until the run, which refuted powers alone; one sentence is one
-            claim.)
+            These were two claims until the run, which refuted powers alone; one sentence is one
+            claim.
 
             Test score: balanced accuracy over all nodes of the test split, in points; fresh score:
             on fresh patterns. Averaged by batch: the mean of the test scores of batches of 32
